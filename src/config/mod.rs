@@ -1,0 +1,203 @@
+//! Configuration: text in, checked values out. A [`Config`] is validated and immutable; nothing
+//! behind it has to check a value again.
+//!
+//! `raw.rs` mirrors the file, `defaults.rs` holds every default with its reason, `validate.rs`
+//! turns raw into checked values with errors that name file, line, key, value and what is accepted.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The whole configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[workers]`
+    pub workers: Workers,
+    /// `[[listener]]`, at least one, names unique.
+    pub listeners: Vec<Listener>,
+    /// `[[backend]]`, at least one, names unique.
+    pub backends: Vec<Backend>,
+    /// `[tls]`
+    pub tls: Tls,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[timeouts]`
+    pub timeouts: Timeouts,
+    /// `[admin]`, absent: no admin endpoint.
+    pub admin: Option<Admin>,
+    /// `[access_log]`, absent: no access log.
+    pub access_log: Option<AccessLog>,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// `[workers]`: how many worker threads and where they run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workers {
+    /// `count`: `None` is `"auto"`, one per physical core this process may use.
+    pub count: Option<usize>,
+    /// `cpus`: `None` is `"auto"`; else CPU numbers as taskset(1) writes them, in order.
+    pub cpus: Option<Vec<usize>>,
+}
+
+/// `[[listener]]`: addresses that share certificates and a backend.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// `name`: unique; label of metrics and logs.
+    pub name: String,
+    /// `bind`: at least one address.
+    pub bind: Vec<SocketAddr>,
+    /// `backend`: index into [`Config::backends`].
+    pub backend: usize,
+    /// `alpn`: protocols offered, in order of preference; empty: ALPN is not negotiated.
+    pub alpn: Vec<String>,
+    /// `backlog`: connections the kernel queues per worker before accept; unit connections.
+    pub backlog: u32,
+    /// `unknown_name`: what a client gets whose server name matches no certificate.
+    pub unknown_name: UnknownName,
+    /// `[[listener.certificate]]`, at least one; the first is the default.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// `unknown_name`: what happens when no certificate matches the client's server name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownName {
+    /// `"default"`: the listener's first certificate.
+    Default,
+    /// `"refuse"`: alert `unrecognized_name` (RFC 6066 section 3), also when no name was sent.
+    Refuse,
+}
+
+/// `[[listener.certificate]]`: PEM files, and where the configuration names them.
+#[derive(Debug, Clone)]
+pub struct CertificateFiles {
+    /// `chain`: leaf first.
+    pub chain: PathBuf,
+    /// `key`: unencrypted PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
+    /// `names`: server names to serve it for; empty: those the certificate itself lists.
+    pub names: Vec<String>,
+    /// Where `chain` stands, for errors.
+    pub chain_at: Position,
+    /// Where `key` stands, for errors.
+    pub key_at: Position,
+}
+
+/// A place in the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// Line, from 1.
+    pub line: usize,
+    /// Dotted key, such as `listener[0].certificate[1].key`.
+    pub key: String,
+}
+
+/// `[[backend]]`: a named group of servers.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// `name`: unique; label of metrics and logs.
+    pub name: String,
+    /// `[[backend.server]]`, at least one.
+    pub servers: Vec<Server>,
+    /// `send_proxy_protocol`; absent: none.
+    pub send_proxy_protocol: Option<ProxyVersion>,
+}
+
+/// `[[backend.server]]`.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// `address`.
+    pub address: ServerAddress,
+    /// Where `address` stands, for errors of name resolution.
+    pub address_at: Position,
+}
+
+/// `address` of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerAddress {
+    /// `"host:port"`; the host is a name or an IP address, resolved by the control thread.
+    Host {
+        /// Name or address, without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// `"unix:/path"`.
+    Unix(PathBuf),
+}
+
+/// `send_proxy_protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyVersion {
+    /// `"v1"`: one line of text.
+    V1,
+    /// `"v2"`: binary, with the ALPN, authority and SSL TLVs.
+    V2,
+}
+
+/// `[tls]`: what is offered to clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// `versions`: subset of `["1.2", "1.3"]`.
+    pub versions: Vec<TlsVersion>,
+    /// `cipher_suites`, IANA names in order; `None`: ordered for this CPU.
+    pub cipher_suites: Option<Vec<String>>,
+    /// `groups`, in order of preference.
+    pub groups: Vec<String>,
+}
+
+/// A TLS protocol version we serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    Tls12,
+    /// RFC 8446.
+    Tls13,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// `connections_per_worker`: `None` is `"auto"`, as many as the descriptor limit allows.
+    pub connections_per_worker: Option<u32>,
+    /// `client_hello_bytes`: the most a client may send before its ClientHello is complete.
+    pub client_hello_bytes: usize,
+}
+
+/// `[timeouts]`, each from the event named to the end named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// `handshake`: from accept to the client's Finished.
+    pub handshake: Duration,
+    /// `connect`: for each try to connect to a server.
+    pub connect: Duration,
+    /// `idle`: without a byte in either direction.
+    pub idle: Duration,
+    /// `half_closed`: after one side ended and the other sends nothing more.
+    pub half_closed: Duration,
+    /// `drain`: from SIGTERM to the end of the last connection.
+    pub drain: Duration,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// `bind`: metrics and status over HTTP.
+    pub bind: SocketAddr,
+}
+
+/// `[access_log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    /// `path`: a file, appended to; `"-"` is standard output.
+    pub path: PathBuf,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// `level`: one of `error`, `warn`, `info`, `debug`.
+    pub level: tracing::Level,
+}

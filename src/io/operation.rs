@@ -1,0 +1,75 @@
+//! Operations as plain data: what a stage wants done, without a descriptor or a pointer.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Buffer;
+
+/// Which of a connection's two sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The TLS peer.
+    Client,
+    /// What stands behind us.
+    Server,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// TCP.
+    Inet(SocketAddr),
+    /// Unix stream socket.
+    Unix(Arc<Path>),
+}
+
+/// One operation; the token it is submitted with says on which slot.
+#[derive(Debug)]
+pub enum Operation {
+    /// Take one client from a listener into the slot's client socket.
+    Accept {
+        /// Index into the worker's listening sockets.
+        listener: u32,
+    },
+    /// Ask for the address that the client reached.
+    LocalAddress,
+    /// Receive into a buffer that the `Io` chooses; 0 bytes is the end of the stream.
+    Recv {
+        /// From which socket.
+        side: Side,
+    },
+    /// Send the buffer's unsent bytes; fewer may go out than asked for.
+    Send {
+        /// To which socket.
+        side: Side,
+        /// Comes back with the completion.
+        buffer: Buffer,
+    },
+    /// Make the slot's server socket and connect it.
+    Connect {
+        /// To where.
+        address: Address,
+    },
+    /// Send the end of the stream after what was sent before.
+    Shutdown {
+        /// On which socket.
+        side: Side,
+    },
+    /// Abort: what is queued is discarded and the peer gets a reset, where the protocol has one.
+    Reset {
+        /// Which socket.
+        side: Side,
+    },
+    /// Give the descriptor back. Nothing else may be in flight on that socket.
+    Close {
+        /// Which socket.
+        side: Side,
+    },
+    /// End another operation of the same slot early. The target still completes, perhaps with
+    /// success.
+    Cancel {
+        /// The operation to end.
+        target: super::Kind,
+    },
+}

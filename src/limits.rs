@@ -1,0 +1,54 @@
+//! Every compile-time bound, with its unit and its reason. What an operator may change lives in
+//! [`crate::config`]; what relates two bounds is asserted at the bottom.
+
+/// Bytes of one TLS record's payload, at most (RFC 8446 section 5.1).
+pub const RECORD_PAYLOAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes that one record adds to its payload, at most: header (5), TLS 1.2 explicit nonce (8) or
+/// TLS 1.3 content type (1), and AEAD tag (16).
+pub const RECORD_OVERHEAD_BYTES_MAX: usize = 5 + 8 + 16;
+
+/// Bytes that one receive can deliver, at most: one buffer of the provided-buffer ring. Two full
+/// records and their headers fit.
+pub const RECEIVE_BUFFER_BYTES: usize = 2 * RECORD_PAYLOAD_BYTES_MAX + 256;
+
+/// Buffers in a worker's provided-buffer ring. A power of two (kernel's rule). When all are taken
+/// the kernel answers ENOBUFS and the receive is armed again on the next turn.
+pub const RECEIVE_BUFFERS: u16 = 256;
+
+/// Bytes of one pooled send buffer: what one receive delivers, sealed into records, fits.
+pub const SEND_BUFFER_BYTES: usize =
+    RECEIVE_BUFFER_BYTES + 4 * RECORD_OVERHEAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX;
+
+/// Bytes waiting in one direction above which its source is no longer read.
+pub const QUEUE_HIGH_WATER_BYTES: usize = 32 * 1024;
+
+/// Accept operations a listener keeps armed: the most connections one turn takes from one listener.
+pub const ACCEPTS_ARMED: u32 = 16;
+
+/// Servers of one backend tried for one connection: the first and one more.
+pub const CONNECT_TRIES_MAX: u8 = 2;
+
+/// Bytes read and thrown away from a client after we ended the conversation, so that the kernel
+/// does not answer them with a reset that destroys our last alert (RFC 9112 section 9.6).
+pub const LINGER_BYTES_MAX: usize = 256 * 1024;
+
+/// Access-log records waiting for the control thread, per worker; more are dropped and counted.
+pub const ACCESS_LOG_RECORDS_MAX: usize = 16 * 1024;
+
+/// Commands waiting in a worker's mailbox.
+pub const MAILBOX_COMMANDS_MAX: usize = 64;
+
+/// Connections of one worker, at most: two direct descriptors each, and the kernel holds at most
+/// 1,048,576 of them per ring (`IORING_MAX_FIXED_FILES`).
+pub const CONNECTIONS_PER_WORKER_MAX: u32 = 1_048_576 / 2;
+
+/// Workers, at most.
+pub const WORKERS_MAX: usize = 1024;
+
+/// Bytes of a server name (RFC 1035 section 2.3.4).
+pub const SERVER_NAME_BYTES_MAX: usize = 255;
+
+const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
+const _: () = assert!(SEND_BUFFER_BYTES > RECEIVE_BUFFER_BYTES);
+const _: () = assert!(QUEUE_HIGH_WATER_BYTES >= RECORD_PAYLOAD_BYTES_MAX);

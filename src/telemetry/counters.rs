@@ -1,0 +1,115 @@
+//! A worker's counters: written by that worker alone, read by the control thread at any time.
+//! No lock and no locked instruction: a single writer may load and store.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::histogram::Histogram;
+use super::labels::{
+    CloseReason, Group, HandshakeOutcome, Label, Limit, Span, State, Suite, Version,
+};
+
+/// One number with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker calls it.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Subtracts `n`. Only the owning worker calls it, on gauges.
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+    }
+
+    /// Raises the value to `n` if it is lower. Only the owning worker calls it.
+    pub fn raise_to(&self, n: u64) {
+        if n > self.0.load(Relaxed) {
+            self.0.store(n, Relaxed);
+        }
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// One counter for each value of a closed set.
+#[derive(Debug)]
+pub struct ByLabel<const N: usize>([Counter; N]);
+
+impl<const N: usize> Default for ByLabel<N> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl<const N: usize> ByLabel<N> {
+    /// The counter of `label`.
+    ///
+    /// # Panics
+    /// When `label` is of another set than this array was made for.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "sizes come from the label set itself"
+    )]
+    pub fn of<L: Label>(&self, label: L) -> &Counter {
+        debug_assert_eq!(N, L::ALL.len(), "counters of another label set");
+        &self.0[label.index()]
+    }
+}
+
+/// What one worker counts.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Gauge: open connections by state.
+    pub connections: ByLabel<{ State::COUNT }>,
+    /// Handshakes by how they ended.
+    pub handshakes: ByLabel<{ HandshakeOutcome::COUNT }>,
+    /// Completed handshakes by version.
+    pub versions: ByLabel<{ Version::COUNT }>,
+    /// Completed handshakes by suite.
+    pub suites: ByLabel<{ Suite::COUNT }>,
+    /// Completed handshakes by group.
+    pub groups: ByLabel<{ Group::COUNT }>,
+    /// Connections by why they ended.
+    pub closed: ByLabel<{ CloseReason::COUNT }>,
+    /// Plaintext bytes from clients that servers took.
+    pub inbound_bytes: Counter,
+    /// Plaintext bytes from servers that went to clients.
+    pub outbound_bytes: Counter,
+    /// Connects that failed and were tried again on another server.
+    pub connect_retries: Counter,
+    /// Connects that failed.
+    pub connect_failures: Counter,
+    /// Limits that bit.
+    pub limits: ByLabel<{ Limit::COUNT }>,
+    /// Gauge: 1 while accept is paused because a limit bit.
+    pub accept_paused: Counter,
+    /// Time per part of a connection's life.
+    pub spans: [Histogram; Span::COUNT],
+    /// Turns of the loop.
+    pub turns: Counter,
+    /// Completions handled.
+    pub completions: Counter,
+    /// Nanoseconds spent handling completions (not waiting in the kernel).
+    pub busy_nanos: Counter,
+    /// The longest turn's handling, in nanoseconds.
+    pub longest_turn_nanos: Counter,
+    /// Completions that belonged to a connection already gone.
+    pub stale_completions: Counter,
+    /// Stages that panicked; each cost one connection.
+    pub panics: Counter,
+}
+
+impl Counters {
+    /// The histogram of one span.
+    #[expect(clippy::indexing_slicing, reason = "sized by Span::COUNT")]
+    pub fn span(&self, span: Span) -> &Histogram {
+        &self.spans[span.index()]
+    }
+}

@@ -1,0 +1,247 @@
+//! Every closed set of label values. A metric's label, an access-log field and a test's assertion
+//! come from the same enum, so that a label's cardinality is bounded and its spelling is one.
+
+/// A closed set of values, each with a label and a dense index.
+pub trait Label: Copy + 'static {
+    /// Every value, in the order of [`Label::index`].
+    const ALL: &'static [Self];
+
+    /// The value as metrics and logs write it.
+    fn label(self) -> &'static str;
+
+    /// Position in [`Label::ALL`].
+    fn index(self) -> usize;
+}
+
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $label:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// How many values there are.
+            pub const COUNT: usize = [$(Self::$variant),+].len();
+        }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.label())
+            }
+        }
+    };
+}
+
+labels! {
+    /// Why a connection ended: one per connection, counted at its close.
+    CloseReason {
+        /// Both sides ended their direction cleanly and everything was delivered.
+        Finished = "finished",
+        /// The client ended without TLS's `close_notify`: what it sent may be cut short.
+        ClientTruncated = "client_truncated",
+        /// The client reset the connection.
+        ClientReset = "client_reset",
+        /// The client broke the TLS protocol after its handshake.
+        ClientViolation = "client_violation",
+        /// The server reset the connection; the client got a reset too.
+        ServerReset = "server_reset",
+        /// Every try to connect to a server failed.
+        ConnectFailed = "connect_failed",
+        /// Every try to connect to a server ran into `timeouts.connect`.
+        ConnectTimeout = "connect_timeout",
+        /// The backend has no server with a known address.
+        NoServer = "no_server",
+        /// The handshake did not come to its end; the handshake outcome says why.
+        HandshakeFailed = "handshake_failed",
+        /// `timeouts.idle` passed without a byte.
+        IdleTimeout = "idle_timeout",
+        /// One side ended and `timeouts.half_closed` passed without a byte from the other.
+        HalfClosedTimeout = "half_closed_timeout",
+        /// `timeouts.drain` was over before the connection was.
+        DrainTimeout = "drain_timeout",
+        /// A defect of ours, caught; the log has the details.
+        InternalError = "internal_error",
+    }
+}
+
+labels! {
+    /// How a handshake ended: `ok`, or the one reason why not.
+    HandshakeOutcome {
+        /// Complete.
+        Ok = "ok",
+        /// The client's Certificate, key exchange or signature data was refused.
+        BadHandshake = "bad_handshake",
+        /// A TLS record that does not parse, does not authenticate or lies about its length.
+        BadRecord = "bad_record",
+        /// The client sent a fatal alert; most often it does not trust our certificate.
+        ClientAlert = "client_alert",
+        /// The client closed before the handshake was complete.
+        ClientClosed = "client_closed",
+        /// More than `limits.client_hello_bytes` without a complete `ClientHello`.
+        ClientHelloTooLarge = "client_hello_too_large",
+        /// The client reset the connection.
+        ClientReset = "client_reset",
+        /// We were told to stop before the handshake was complete.
+        Draining = "draining",
+        /// A defect of ours.
+        InternalError = "internal_error",
+        /// None of the client's ALPN protocols is offered here.
+        NoApplicationProtocol = "no_application_protocol",
+        /// No certificate that the client can verify.
+        NoSharedCertificate = "no_shared_certificate",
+        /// No cipher suite in common.
+        NoSharedCipher = "no_shared_cipher",
+        /// No key exchange group in common.
+        NoSharedGroup = "no_shared_group",
+        /// No TLS version in common.
+        NoSharedVersion = "no_shared_version",
+        /// The first bytes are no TLS record and no HTTP request.
+        NotTls = "not_tls",
+        /// The client spoke plain HTTP to the TLS port.
+        PlainHttp = "plain_http",
+        /// `timeouts.handshake` passed.
+        Timeout = "timeout",
+        /// No certificate for the server name the client asked for.
+        UnrecognizedName = "unrecognized_name",
+    }
+}
+
+labels! {
+    /// Negotiated TLS version.
+    Version {
+        /// Not negotiated.
+        None = "none",
+        /// RFC 5246.
+        Tls12 = "TLSv1.2",
+        /// RFC 8446.
+        Tls13 = "TLSv1.3",
+    }
+}
+
+labels! {
+    /// Negotiated cipher suite.
+    Suite {
+        /// Not negotiated.
+        None = "none",
+        /// TLS 1.3.
+        Tls13Aes128GcmSha256 = "TLS_AES_128_GCM_SHA256",
+        /// TLS 1.3.
+        Tls13Aes256GcmSha384 = "TLS_AES_256_GCM_SHA384",
+        /// TLS 1.3.
+        Tls13Chacha20Poly1305Sha256 = "TLS_CHACHA20_POLY1305_SHA256",
+        /// TLS 1.2.
+        EcdheEcdsaAes128GcmSha256 = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+        /// TLS 1.2.
+        EcdheEcdsaAes256GcmSha384 = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+        /// TLS 1.2.
+        EcdheEcdsaChacha20Poly1305Sha256 = "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+        /// TLS 1.2.
+        EcdheRsaAes128GcmSha256 = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        /// TLS 1.2.
+        EcdheRsaAes256GcmSha384 = "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+        /// TLS 1.2.
+        EcdheRsaChacha20Poly1305Sha256 = "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+    }
+}
+
+labels! {
+    /// Negotiated key exchange group.
+    Group {
+        /// Not negotiated.
+        None = "none",
+        /// RFC 7748.
+        X25519 = "X25519",
+        /// NIST P-256.
+        Secp256r1 = "P-256",
+        /// NIST P-384.
+        Secp384r1 = "P-384",
+        /// Hybrid of X25519 and ML-KEM-768.
+        X25519Mlkem768 = "X25519MLKEM768",
+    }
+}
+
+labels! {
+    /// Where on its journey a connection is; the gauge of connections by state.
+    State {
+        /// Its `ClientHello` is not complete.
+        ClientHello = "client_hello",
+        /// Its handshake is not complete.
+        Handshake = "handshake",
+        /// Its server is not connected.
+        Connect = "connect",
+        /// Bytes go both ways.
+        Relay = "relay",
+        /// It has ended; the kernel still holds something of it.
+        Close = "close",
+    }
+}
+
+labels! {
+    /// A part of a connection's life that is timed.
+    Span {
+        /// From accept to the complete `ClientHello`.
+        ClientHello = "client_hello",
+        /// From the complete `ClientHello` to the client's Finished.
+        Handshake = "handshake",
+        /// From the routing decision to the connected server.
+        Connect = "connect",
+        /// From the connected server to the last byte.
+        Relay = "relay",
+        /// From accept to the freed slot.
+        Total = "total",
+    }
+}
+
+labels! {
+    /// A limit that bit.
+    Limit {
+        /// Every slot of the worker's table is taken: accept pauses.
+        ConnectionsPerWorker = "connections_per_worker",
+        /// The kernel has no descriptors or memory for another connection: accept pauses.
+        KernelFiles = "kernel_files",
+        /// `limits.client_hello_bytes`.
+        ClientHelloBytes = "client_hello_bytes",
+        /// No free receive buffer: the receive waits a turn.
+        ReceiveBuffers = "receive_buffers",
+        /// The access log's queue was full: a record was dropped.
+        AccessLogRecords = "access_log_records",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<L: Label + std::fmt::Debug>() {
+        let mut seen = std::collections::HashSet::new();
+        for (index, value) in L::ALL.iter().enumerate() {
+            assert_eq!(value.index(), index);
+            assert!(seen.insert(value.label()), "{value:?} shares its label");
+        }
+    }
+
+    #[test]
+    fn labels_are_dense_and_unique() {
+        check::<CloseReason>();
+        check::<HandshakeOutcome>();
+        check::<Version>();
+        check::<Suite>();
+        check::<Group>();
+        check::<State>();
+        check::<Span>();
+        check::<Limit>();
+    }
+}

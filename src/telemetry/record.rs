@@ -1,0 +1,47 @@
+//! The access-log record: what a worker says about a connection at its close.
+
+use std::net::SocketAddr;
+
+use super::labels::{CloseReason, Group, HandshakeOutcome, Suite, Version};
+
+/// One connection, told at its close. Owned and small; it crosses to the control thread, which
+/// turns indexes into names and writes the line.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Worker's number.
+    pub worker: u16,
+    /// Index of the listener in the configuration.
+    pub listener: u16,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Server name the client asked for, if it sent one.
+    pub server_name: Option<Box<str>>,
+    /// Negotiated ALPN protocol.
+    pub alpn: Option<Box<str>>,
+    /// How the handshake ended.
+    pub handshake: HandshakeOutcome,
+    /// TLS version.
+    pub version: Version,
+    /// Cipher suite.
+    pub suite: Suite,
+    /// Key exchange group.
+    pub group: Group,
+    /// Index of the backend, once routed.
+    pub backend: Option<u16>,
+    /// Index of the server within its backend, once connected.
+    pub server: Option<u16>,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// Plaintext bytes from the client that the server took.
+    pub inbound_bytes: u64,
+    /// Plaintext bytes from the server that went to the client.
+    pub outbound_bytes: u64,
+    /// Nanoseconds from accept to the complete `ClientHello`.
+    pub client_hello_nanos: u64,
+    /// Nanoseconds from there to the client's Finished.
+    pub handshake_nanos: u64,
+    /// Nanoseconds from the route to the connected server.
+    pub connect_nanos: u64,
+    /// Nanoseconds from accept to close.
+    pub total_nanos: u64,
+}
