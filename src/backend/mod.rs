@@ -1,1 +1,1 @@
-//! TODO(skeleton)
+//! Backends: choosing a server, and the PROXY header it is greeted with.

@@ -1,1 +1,4 @@
-//! TODO(skeleton)
+//! The kernel's side of the contract; the only folder with `unsafe` code.
+
+pub mod mailbox;
+pub mod start;

@@ -1,1 +1,3 @@
-//! TODO(skeleton)
+//! TLS: the only user of the rustls crate on the data plane.
+
+pub mod terms;

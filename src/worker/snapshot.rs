@@ -1,0 +1,49 @@
+//! What a worker knows of the configuration: built and checked by the control thread, immutable,
+//! shared by all workers, replaced as a whole by [`super::command::Command::Snapshot`].
+
+use std::sync::Arc;
+
+use crate::config::{ProxyVersion, Timeouts};
+use crate::io::Address;
+use crate::tls::terms::Terms;
+
+/// One configuration, as the data plane uses it.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// By index of the listener in the configuration.
+    pub listeners: Vec<Listener>,
+    /// By index of the backend in the configuration.
+    pub backends: Vec<Backend>,
+    /// Deadlines of every stage.
+    pub timeouts: Timeouts,
+    /// Bytes a client may send before its `ClientHello` is complete.
+    pub client_hello_bytes: usize,
+}
+
+/// What a listener offers and where it leads.
+#[derive(Debug)]
+pub struct Listener {
+    /// TLS terms: certificates, versions, suites, ALPN.
+    pub terms: Arc<Terms>,
+    /// Index into [`Snapshot::backends`].
+    pub backend: u16,
+}
+
+/// A group of servers.
+#[derive(Debug)]
+pub struct Backend {
+    /// One entry per address, so a server whose name resolves to three addresses stands here three
+    /// times. Empty while no name resolves.
+    pub servers: Vec<Server>,
+    /// PROXY header to begin with.
+    pub send_proxy_protocol: Option<ProxyVersion>,
+}
+
+/// One address of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Index of the server within its backend in the configuration.
+    pub server: u16,
+    /// Where to connect to.
+    pub address: Address,
+}
