@@ -54,7 +54,13 @@ impl Close {
             common.outbound.discard(cx.pool);
         }
         common.set_deadline(LINGER, cx);
-        Self { reason, client, server, linger_bytes: LINGER_BYTES_MAX }.go_on(common, cx)
+        Self {
+            reason,
+            client,
+            server,
+            linger_bytes: LINGER_BYTES_MAX,
+        }
+        .go_on(common, cx)
     }
 
     /// Ends the connection with resets: neither side may take what it has for the whole.
@@ -69,14 +75,24 @@ impl Close {
         cx: &mut Context<'_>,
     ) -> Stage {
         common.story.handshake_ended(outcome, cx);
-        let client = if common.client.read_ended { How::Close } else { How::Flush };
+        let client = if common.client.read_ended {
+            How::Close
+        } else {
+            How::Flush
+        };
         Self::begin(CloseReason::HandshakeFailed, client, How::Close, common, cx)
     }
 
     /// The client broke TLS after its handshake. The alert is in the outbound queue; the server
     /// must not take what it has for the whole.
     pub(super) fn client_violation(common: &mut Common, cx: &mut Context<'_>) -> Stage {
-        Self::begin(CloseReason::ClientViolation, How::Flush, How::Reset, common, cx)
+        Self::begin(
+            CloseReason::ClientViolation,
+            How::Flush,
+            How::Reset,
+            common,
+            cx,
+        )
     }
 
     /// Stands for a stage that is handling an event; found again only if that stage panicked.
@@ -92,7 +108,11 @@ impl Close {
     /// No more patience: what was flushing or lingering is closed.
     pub(super) fn hurry(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         if self.client == How::Flush {
-            self.client = if common.outbound.is_empty() { How::Close } else { How::Reset };
+            self.client = if common.outbound.is_empty() {
+                How::Close
+            } else {
+                How::Reset
+            };
         }
         common.outbound.discard(cx.pool);
         common.set_deadline(LINGER, cx);
@@ -133,25 +153,29 @@ impl Close {
     fn go_on(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         self.server = release(Side::Server, self.server, common, cx);
         self.client = if self.client == How::Flush {
-            self.flush(common, cx)
+            flush(common, cx)
         } else {
             release(Side::Client, self.client, common, cx)
         };
-        if common.is_released() { Stage::Done(self.reason) } else { Stage::Close(self) }
-    }
-
-    /// The client's last words, and its end.
-    fn flush(&mut self, common: &mut Common, cx: &mut Context<'_>) -> How {
-        common.flush(Side::Client, cx);
-        if common.outbound.is_empty() {
-            if common.client.read_ended {
-                return release(Side::Client, How::Close, common, cx);
-            }
-            common.shutdown(Side::Client, cx);
+        if common.is_released() {
+            Stage::Done(self.reason)
+        } else {
+            Stage::Close(self)
         }
-        common.receive(Side::Client, cx);
-        How::Flush
     }
+}
+
+/// The client's last words, and its end.
+fn flush(common: &mut Common, cx: &mut Context<'_>) -> How {
+    common.flush(Side::Client, cx);
+    if common.outbound.is_empty() {
+        if common.client.read_ended {
+            return release(Side::Client, How::Close, common, cx);
+        }
+        common.shutdown(Side::Client, cx);
+    }
+    common.receive(Side::Client, cx);
+    How::Flush
 }
 
 /// Takes the next step towards giving a descriptor back, and returns what is left to do: cancel

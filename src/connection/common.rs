@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::io::{Errno, Kind, Operation, Side, Time};
@@ -11,7 +10,8 @@ use crate::limits::QUEUE_HIGH_WATER_BYTES;
 use crate::telemetry::labels::Limit;
 use crate::tls::failure::Failure;
 use crate::tls::session::{Session, Sinks};
-use crate::worker::snapshot::{Listener, Snapshot};
+use crate::tls::terms::Terms;
+use crate::worker::snapshot::Local;
 
 use super::context::Context;
 use super::in_flight::{self, InFlight};
@@ -33,9 +33,8 @@ pub struct Socket {
 /// What outlives a change of stage.
 #[derive(Debug)]
 pub struct Common {
-    /// The configuration this connection was accepted under. An `Rc` of the shared snapshot, so
-    /// that no connection touches a reference count that another core writes.
-    pub snapshot: Rc<Arc<Snapshot>>,
+    /// The configuration this connection was accepted under.
+    pub snapshot: Rc<Local>,
     /// The client's socket.
     pub client: Socket,
     /// The server's socket.
@@ -61,7 +60,7 @@ impl Common {
     /// State of a client accepted just now. `local` is the address it reached, where the listener
     /// is bound to one address.
     pub fn new(
-        snapshot: Rc<Arc<Snapshot>>,
+        snapshot: Rc<Local>,
         client: SocketAddr,
         local: Option<SocketAddr>,
         listener: u16,
@@ -69,7 +68,10 @@ impl Common {
     ) -> Self {
         Self {
             snapshot,
-            client: Socket { open: true, ..Socket::default() },
+            client: Socket {
+                open: true,
+                ..Socket::default()
+            },
             server: Socket::default(),
             inbound: Queue::default(),
             outbound: Queue::default(),
@@ -83,9 +85,17 @@ impl Common {
         }
     }
 
-    /// The listener's terms; `None` when a reload has removed it.
-    pub fn listener(&self) -> Option<&Listener> {
-        self.snapshot.listeners.get(usize::from(self.story.listener))
+    /// The listener's TLS terms.
+    pub fn terms(&self) -> Option<&Terms> {
+        self.snapshot.terms(self.story.listener)
+    }
+
+    /// Index of the backend that the listener leads to.
+    pub fn backend(&self) -> Option<u16> {
+        self.snapshot
+            .listeners
+            .get(usize::from(self.story.listener))
+            .map(|to| to.backend)
     }
 
     /// One side's socket.
@@ -169,14 +179,20 @@ impl Common {
     /// # Errors
     /// What broke the session; its alert is in `outbound`.
     pub fn open(&mut self, bytes: &mut [u8], cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Some(session) = &mut self.session else { return Err(Failure::CannotSend) };
+        let Some(session) = &mut self.session else {
+            return Err(Failure::CannotSend);
+        };
         if self.inbound.ended() {
             return Ok(());
         }
         let before = self.inbound.pending();
         let result = session.receive(
             bytes,
-            &mut Sinks { plaintext: &mut self.inbound, records: &mut self.outbound, pool: cx.pool },
+            &mut Sinks {
+                plaintext: &mut self.inbound,
+                records: &mut self.outbound,
+                pool: cx.pool,
+            },
         );
         let opened = (self.inbound.pending() - before) as u64;
         self.story.inbound_bytes += opened;
@@ -192,7 +208,9 @@ impl Common {
     /// # Errors
     /// When the session can send no more.
     pub fn seal(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Some(session) = &mut self.session else { return Err(Failure::CannotSend) };
+        let Some(session) = &mut self.session else {
+            return Err(Failure::CannotSend);
+        };
         session.seal(bytes, &mut self.outbound, cx.pool)?;
         self.story.outbound_bytes += bytes.len() as u64;
         cx.counters.outbound_bytes.add(bytes.len() as u64);
@@ -239,7 +257,9 @@ impl Common {
 
     /// When the wheel must call, if that is not arranged.
     pub(super) fn take_timer(&mut self) -> Option<Time> {
-        std::mem::take(&mut self.timer_wanted).then_some(self.timer_at).flatten()
+        std::mem::take(&mut self.timer_wanted)
+            .then_some(self.timer_at)
+            .flatten()
     }
 
     /// Books a completion and says what it means to the stage.
@@ -345,11 +365,23 @@ impl Common {
     pub(super) fn check_invariants(&self) {
         let client_busy = self.in_flight.any(InFlight::CLIENT);
         let server_busy = self.in_flight.any(InFlight::SERVER);
-        assert!(self.client.open || !client_busy, "an operation on a closed client socket");
-        assert!(self.server.open || !server_busy, "an operation on a closed server socket");
+        assert!(
+            self.client.open || !client_busy,
+            "an operation on a closed client socket"
+        );
+        assert!(
+            self.server.open || !server_busy,
+            "an operation on a closed server socket"
+        );
         // The high-water mark, what one receive can add to it, and TLS's own records.
         let bound = QUEUE_HIGH_WATER_BYTES + 3 * crate::limits::SEND_BUFFER_BYTES;
-        assert!(self.inbound.pending() <= bound, "inbound grows without bound");
-        assert!(self.outbound.pending() <= bound, "outbound grows without bound");
+        assert!(
+            self.inbound.pending() <= bound,
+            "inbound grows without bound"
+        );
+        assert!(
+            self.outbound.pending() <= bound,
+            "outbound grows without bound"
+        );
     }
 }

@@ -5,6 +5,14 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::io::Address;
 
+// sockaddr(3type) stores in 16 bits what socket(2) takes as an int.
+const FAMILY_V4: libc::sa_family_t = 2;
+const FAMILY_V6: libc::sa_family_t = 10;
+const FAMILY_UNIX: libc::sa_family_t = 1;
+const _: () = assert!(FAMILY_V4 as i32 == libc::AF_INET);
+const _: () = assert!(FAMILY_V6 as i32 == libc::AF_INET6);
+const _: () = assert!(FAMILY_UNIX as i32 == libc::AF_UNIX);
+
 /// Room for any address, and its length.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -30,7 +38,10 @@ impl Default for SocketAddress {
     fn default() -> Self {
         // SAFETY: every field of a sockaddr_storage may be zero.
         let any = unsafe { std::mem::zeroed() };
-        Self { storage: Storage { any }, length: 0 }
+        Self {
+            storage: Storage { any },
+            length: 0,
+        }
     }
 }
 
@@ -60,7 +71,7 @@ impl SocketAddress {
         *self = Self::default();
         match address {
             Address::Inet(SocketAddr::V4(address)) => {
-                self.storage.v4 = v4(address);
+                self.storage.v4 = v4(*address);
                 self.length = length_of::<libc::sockaddr_in>();
             }
             Address::Inet(SocketAddr::V6(address)) => {
@@ -82,7 +93,10 @@ impl SocketAddress {
                 // SAFETY: the family says which variant the kernel has written.
                 let v4 = unsafe { self.storage.v4 };
                 let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
-                Some(SocketAddr::V4(SocketAddrV4::new(ip, u16::from_be(v4.sin_port))))
+                Some(SocketAddr::V4(SocketAddrV4::new(
+                    ip,
+                    u16::from_be(v4.sin_port),
+                )))
             }
             libc::AF_INET6 => {
                 // SAFETY: the family says which variant the kernel has written.
@@ -97,28 +111,34 @@ impl SocketAddress {
     }
 }
 
-fn v4(address: &SocketAddrV4) -> libc::sockaddr_in {
+fn v4(address: SocketAddrV4) -> libc::sockaddr_in {
     libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_family: FAMILY_V4,
         sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
+        sin_addr: libc::in_addr {
+            s_addr: u32::from(*address.ip()).to_be(),
+        },
         sin_zero: [0; 8],
     }
 }
 
 fn v6(address: &SocketAddrV6) -> libc::sockaddr_in6 {
     libc::sockaddr_in6 {
-        sin6_family: libc::AF_INET6 as libc::sa_family_t,
+        sin6_family: FAMILY_V6,
         sin6_port: address.port().to_be(),
         sin6_flowinfo: address.flowinfo(),
-        sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+        sin6_addr: libc::in6_addr {
+            s6_addr: address.ip().octets(),
+        },
         sin6_scope_id: address.scope_id(),
     }
 }
 
 fn unix(path: &[u8]) -> Result<libc::sockaddr_un, PathTooLong> {
-    let mut address =
-        libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
+    let mut address = libc::sockaddr_un {
+        sun_family: FAMILY_UNIX,
+        sun_path: [0; 108],
+    };
     // One byte stays zero: the path's end.
     if path.len() >= address.sun_path.len() {
         return Err(PathTooLong);

@@ -22,7 +22,7 @@ use crate::telemetry::record::Record;
 
 use accepting::Accepting;
 use command::Command;
-use snapshot::Snapshot;
+use snapshot::{Local, Snapshot};
 use table::{Entry, Table};
 use timers::Wheel;
 
@@ -58,7 +58,9 @@ pub struct Setup {
 
 /// Slots that a worker's table has: one per connection, and one per accept that may be armed.
 pub fn slots(connections: u32, binds: usize) -> u32 {
-    let accepts = u32::try_from(binds).unwrap_or(u32::MAX).saturating_mul(ACCEPTS_ARMED);
+    let accepts = u32::try_from(binds)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(ACCEPTS_ARMED);
     connections.saturating_add(accepts)
 }
 
@@ -76,8 +78,7 @@ pub struct Worker<I: Io> {
     io: I,
     index: u16,
     binds: Vec<Bind>,
-    /// An `Rc` around the shared snapshot: connections count references on this core only.
-    snapshot: Rc<Arc<Snapshot>>,
+    snapshot: Rc<Local>,
     counters: Arc<Counters>,
     records: Option<rtrb::Producer<Record>>,
     commands: rtrb::Consumer<Command>,
@@ -106,7 +107,7 @@ impl<I: Io> Worker<I> {
             table: Table::new(slots(setup.connections, setup.binds.len())),
             accepting: Accepting::new(setup.connections, setup.binds.len()),
             binds: setup.binds,
-            snapshot: Rc::new(setup.snapshot),
+            snapshot: Rc::new(Local::new(setup.snapshot)),
             counters: setup.counters,
             records: setup.records,
             commands: setup.commands,
@@ -144,7 +145,11 @@ impl<I: Io> Worker<I> {
         self.counters.longest_turn_nanos.raise_to(busy);
 
         let idle = self.table.open() == 0 && self.table.accepting() == 0;
-        if self.drain_until.is_some() && idle { Progress::Ended } else { Progress::Running }
+        if self.drain_until.is_some() && idle {
+            Progress::Ended
+        } else {
+            Progress::Running
+        }
     }
 
     /// What runs the operations.
@@ -161,7 +166,10 @@ impl<I: Io> Worker<I> {
         for (_, _, entry) in self.table.iter() {
             if let Entry::Open(connection) = entry {
                 connection.check_invariants();
-                assert!(connection.done().is_none(), "a done connection keeps its slot");
+                assert!(
+                    connection.done().is_none(),
+                    "a done connection keeps its slot"
+                );
                 open += 1;
             }
         }
@@ -177,10 +185,14 @@ impl<I: Io> Worker<I> {
     }
 
     fn wakes_at(&self) -> Option<Time> {
-        [self.wheel.next(), self.accepting.resumes_at(), self.drain_until]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.wheel.next(),
+            self.accepting.resumes_at(),
+            self.drain_until,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn fire_timers(&mut self) {
@@ -197,7 +209,7 @@ impl<I: Io> Worker<I> {
             match command {
                 Command::Snapshot(snapshot) => {
                     self.cursors = cursors(&snapshot, self.index);
-                    self.snapshot = Rc::new(snapshot);
+                    self.snapshot = Rc::new(Local::new(snapshot));
                 }
                 Command::Drain { timeout } => self.drain(self.now + timeout),
                 Command::Stop => self.drain(self.now),
@@ -212,7 +224,9 @@ impl<I: Io> Worker<I> {
     }
 
     fn finish_drain(&mut self) {
-        let Some(until) = self.drain_until else { return };
+        let Some(until) = self.drain_until else {
+            return;
+        };
         if self.table.accepting() == 0 {
             self.io.stop_listening();
         }
@@ -236,11 +250,16 @@ impl<I: Io> Worker<I> {
 
     fn submit_operations(&mut self, slot: u32, generation: u32) {
         for (kind, operation) in self.operations.drain(..) {
-            self.io.submit(Token::new(slot, generation, kind), operation);
+            self.io
+                .submit(Token::new(slot, generation, kind), operation);
         }
     }
 }
 
 fn cursors(snapshot: &Snapshot, worker: u16) -> Vec<RoundRobin> {
-    snapshot.backends.iter().map(|_| RoundRobin::new(worker)).collect()
+    snapshot
+        .backends
+        .iter()
+        .map(|_| RoundRobin::new(worker))
+        .collect()
 }

@@ -53,12 +53,18 @@ impl Table {
     }
 
     /// Reserves a slot for an accept; `None` when every slot is taken.
+    ///
+    /// # Panics
+    /// When a slot on the free list is in use: a defect of the table.
     pub fn reserve(&mut self, listener: u32) -> Option<(u32, u32)> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None if self.slots.len() < self.capacity as usize => {
                 let slot = u32::try_from(self.slots.len()).ok()?;
-                self.slots.push(Slot { generation: 0, entry: Entry::Free });
+                self.slots.push(Slot {
+                    generation: 0,
+                    entry: Entry::Free,
+                });
                 slot
             }
             None => return None,
@@ -91,8 +97,13 @@ impl Table {
     /// # Panics
     /// When the slot was not accepting.
     pub fn occupy(&mut self, slot: u32, connection: Box<Connection>) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else { return };
-        assert!(matches!(entry.entry, Entry::Accepting(_)), "a client without an accept");
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        assert!(
+            matches!(entry.entry, Entry::Accepting(_)),
+            "a client without an accept"
+        );
         entry.entry = Entry::Open(connection);
         self.accepting -= 1;
         self.open += 1;
@@ -103,7 +114,9 @@ impl Table {
     /// # Panics
     /// When it was free.
     pub fn release(&mut self, slot: u32) -> Entry {
-        let Some(entry) = self.slots.get_mut(slot as usize) else { return Entry::Free };
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return Entry::Free;
+        };
         let was = std::mem::replace(&mut entry.entry, Entry::Free);
         match was {
             Entry::Free => {}
