@@ -33,6 +33,8 @@ const EAGAIN: Errno = Errno(11);
 const EINVAL: Errno = Errno(22);
 
 static NO_DELAY: libc::c_int = 1;
+const NO_DELAY_BYTES: u32 = 4;
+const _: () = assert!(size_of::<libc::c_int>() == NO_DELAY_BYTES as usize);
 /// `AF_UNSPEC`, which is 0.
 static UNSPECIFIED: libc::sockaddr = libc::sockaddr {
     sa_family: 0,
@@ -52,11 +54,21 @@ pub struct Features {
 #[derive(Default)]
 struct SlotMemory {
     /// The buffers being sent, to the client and to the server.
-    sending: [Option<Buffer>; 2],
+    to_client: Option<Buffer>,
+    to_server: Option<Buffer>,
     /// The address being accepted from or connected to.
     address: Option<Box<SocketAddress>>,
     /// Why making the server's socket failed, until the connect linked to it reports.
     socket_error: Option<Errno>,
+}
+
+impl SlotMemory {
+    fn sending(&mut self, side: Side) -> &mut Option<Buffer> {
+        match side {
+            Side::Client => &mut self.to_client,
+            Side::Server => &mut self.to_server,
+        }
+    }
 }
 
 /// The ring of one worker. Made and used on that worker's thread (`SINGLE_ISSUER`).
@@ -68,6 +80,10 @@ pub struct Ring {
     receive: ReceiveBuffers,
     slots: Vec<SlotMemory>,
     /// Boxes for addresses, kept for the next accept or connect.
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel holds pointers into the boxes in use"
+    )]
     spare_addresses: Vec<Box<SocketAddress>>,
     wake: Arc<EventFd>,
     /// Where the mailbox's read puts the eventfd's counter.
@@ -133,11 +149,11 @@ impl Ring {
         }
     }
 
-    fn push(&mut self, entry: squeue::Entry) {
+    fn push(&mut self, entry: &squeue::Entry) {
         self.make_room(1);
         // SAFETY: everything `entry` points to is owned by `self` (see the contract in
         // `sys/mod.rs`) and stays put until the operation's completion.
-        let pushed = unsafe { self.uring.submission().push(&entry) };
+        let pushed = unsafe { self.uring.submission().push(entry) };
         debug_assert!(pushed.is_ok(), "room was made");
     }
 
@@ -167,10 +183,10 @@ impl Ring {
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
             .build()
             .user_data(token.pack());
-        let lent = &mut self.slot(token).sending[side as usize];
+        let lent = self.slot(token).sending(side);
         assert!(lent.is_none(), "two sends to one side in flight");
         *lent = Some(buffer);
-        self.push(entry);
+        self.push(&entry);
     }
 
     fn accept(&mut self, token: Token, listener: u32) {
@@ -189,7 +205,7 @@ impl Ring {
             .build()
             .user_data(token.pack());
         self.slot(token).address = Some(address);
-        self.push(entry);
+        self.push(&entry);
     }
 
     /// `socket → TCP_NODELAY → connect`, linked: one submission, one completion unless a step
@@ -214,21 +230,21 @@ impl Ring {
             .build()
             .flags(quiet)
             .user_data(step);
-        self.push(socket);
+        self.push(&socket);
         if self.features.socket_options && matches!(to, Address::Inet(_)) {
             let no_delay = opcode::SetSockOpt::new(
                 server,
                 libc::IPPROTO_TCP.cast_unsigned(),
                 libc::TCP_NODELAY.cast_unsigned(),
                 (&raw const NO_DELAY).cast(),
-                size_of_val(&NO_DELAY) as u32,
+                NO_DELAY_BYTES,
             );
-            self.push(no_delay.build().flags(quiet).user_data(step));
+            self.push(&no_delay.build().flags(quiet).user_data(step));
         }
         let (storage, length) = address.filled();
         let connect = opcode::Connect::new(server, storage, length).build();
         self.slot(token).address = Some(address);
-        self.push(connect.user_data(token.pack()));
+        self.push(&connect.user_data(token.pack()));
     }
 
     fn local_address(&mut self, token: Token) {
@@ -240,7 +256,7 @@ impl Ring {
         let entry = opcode::FixedFdInstall::new(client, 0)
             .build()
             .user_data(token.pack());
-        self.push(entry);
+        self.push(&entry);
     }
 
     /// Completes an operation without the kernel.
@@ -258,7 +274,7 @@ impl Ring {
         let token = Token::new(0, 0, Kind::Mailbox);
         let into = (&raw mut *self.wake_count).cast();
         let entry = opcode::Read::new(Fd(self.wake.as_raw_fd()), into, 8).build();
-        self.push(entry.user_data(token.pack()));
+        self.push(&entry.user_data(token.pack()));
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
@@ -330,7 +346,7 @@ impl Ring {
     }
 
     fn sent(&mut self, token: Token, side: Side) -> Payload {
-        let lent = self.slot(token).sending[side as usize].take();
+        let lent = self.slot(token).sending(side).take();
         let Some(buffer) = lent else {
             unreachable!("a send completed twice")
         };
@@ -382,11 +398,11 @@ impl Io for Ring {
                     .build()
                     .flags(squeue::Flags::BUFFER_SELECT)
                     .user_data(token.pack());
-                self.push(entry);
+                self.push(&entry);
             }
             Operation::Shutdown { side } => {
                 let entry = opcode::Shutdown::new(file(token, side), libc::SHUT_WR).build();
-                self.push(entry.user_data(token.pack()));
+                self.push(&entry.user_data(token.pack()));
             }
             Operation::Reset { side } => {
                 // Connecting to AF_UNSPEC dissolves an association (connect(2)); on TCP the
@@ -394,11 +410,11 @@ impl Io for Ring {
                 #[expect(clippy::cast_possible_truncation, reason = "16 bytes")]
                 let length = size_of::<libc::sockaddr>() as libc::socklen_t;
                 let entry = opcode::Connect::new(file(token, side), &raw const UNSPECIFIED, length);
-                self.push(entry.build().user_data(token.pack()));
+                self.push(&entry.build().user_data(token.pack()));
             }
             Operation::Close { side } => {
                 let entry = opcode::Close::new(file(token, side)).build();
-                self.push(entry.user_data(token.pack()));
+                self.push(&entry.user_data(token.pack()));
             }
             Operation::Cancel { target } => {
                 let target = Token {
@@ -407,7 +423,7 @@ impl Io for Ring {
                 }
                 .pack();
                 let entry = opcode::AsyncCancel::new(target).build();
-                self.push(entry.user_data(token.pack()));
+                self.push(&entry.user_data(token.pack()));
             }
         }
     }
