@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod snapshot;
+pub mod timers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
