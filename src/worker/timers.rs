@@ -237,7 +237,8 @@ impl Timers {
 
 /// The slot of a level that a tick falls into.
 fn slot_of(tick: u64, level: usize) -> usize {
-    ((tick >> (level * SLOT_BITS as usize)) % SLOTS as u64) as usize
+    let [low, ..] = (tick >> (level * SLOT_BITS as usize)).to_le_bytes();
+    usize::from(low) % SLOTS
 }
 
 #[cfg(test)]
