@@ -30,7 +30,7 @@ struct Options {
     /// Times that every server is measured, interleaved.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Kinds of work: full, request, request1000, request16k, bulk_down, bulk_up.
+    /// Kinds of work: `full`, `request`, `request1000`, `request16k`, `bulk_down`, `bulk_up`.
     #[arg(long, value_delimiter = ',', default_value = "full,request")]
     only: Vec<Work>,
     /// Servers: portcullis, haproxy, nginx. Peers that are not installed are skipped.
@@ -43,6 +43,9 @@ struct Options {
     /// Another build of Portcullis to measure in the same run, as NAME=PATH; may be repeated.
     #[arg(long, value_name = "NAME=PATH")]
     binary: Vec<String>,
+    /// Connections at once, instead of each work's own number.
+    #[arg(long)]
+    connections: Option<usize>,
     /// Key of the certificate.
     #[arg(long, value_enum, default_value = "ecdsa")]
     certificate: KeyKind,
@@ -109,6 +112,11 @@ fn run(mut options: Options) -> Result<bool> {
     }
     let mut all_served = true;
     for &work in &options.only {
+        let connections = options.connections.unwrap_or(work.connections);
+        let work = Work {
+            connections,
+            ..work
+        };
         let mut samples = vec![Vec::new(); programs.len()];
         for round in 0..options.rounds {
             for (program, samples) in programs.iter().zip(&mut samples) {

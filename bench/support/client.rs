@@ -19,7 +19,7 @@ use super::work::Work;
 use super::{Error, Result, payload};
 
 /// Source addresses 127.0.0.1 to 127.0.0.8 in turn: the clients close first and so hold the
-/// TIME_WAITs, and one address has 28,000 ports by default.
+/// `TIME_WAIT`s, and one address has 28,000 ports by default.
 const SOURCES: u8 = 8;
 /// Plaintext bytes written at once in bulk work: one full TLS record.
 const CHUNK_BYTES: u64 = 16 * 1024;

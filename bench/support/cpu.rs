@@ -51,7 +51,7 @@ impl Sum for CpuTime {
 ///
 /// # Source
 /// `/proc/PID/task/TID/schedstat`, in nanoseconds (kernel documentation, sched-stats): finer than
-/// the clock ticks of proc_pid_stat(5). Children from proc_tid_children(5).
+/// the clock ticks of `proc_pid_stat(5)`. Children from `proc_tid_children(5)`.
 pub(crate) fn of_process(pid: u32) -> Result<CpuTime> {
     let mut time = CpuTime::default();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -63,7 +63,7 @@ pub(crate) fn of_process(pid: u32) -> Result<CpuTime> {
         let mut fields = line
             .split_ascii_whitespace()
             .map(str::parse)
-            .map_while(|n| n.ok());
+            .map_while(std::result::Result::ok);
         time.used += Duration::from_nanos(fields.next().unwrap_or(0));
         time.queued += Duration::from_nanos(fields.next().unwrap_or(0));
         let children = fs::read_to_string(task.join("children")).unwrap_or_default();

@@ -35,7 +35,8 @@ pub(crate) static PAYLOAD: [u8; 64 * 1024] = {
     while at < bytes.len() {
         #[allow(
             clippy::indexing_slicing,
-            reason = "const context; the bound is the loop's"
+            clippy::cast_possible_truncation,
+            reason = "const context; the bounds are the loop's and the modulus"
         )]
         {
             // 251 is prime: no record or buffer size is a multiple of the pattern.

@@ -26,7 +26,7 @@ pub(crate) struct Origin {
 
 impl Origin {
     /// Starts an origin on `cpu` that answers as `work` says. It never closes first, so the side
-    /// that closes a backend connection, and holds its TIME_WAIT, is the terminator.
+    /// that closes a backend connection, and holds its `TIME_WAIT`, is the terminator.
     pub(crate) fn start(work: Work, cpu: usize) -> Result<Self> {
         let (listener, address) = listener()?;
         let stop = Arc::new(AtomicBool::new(false));

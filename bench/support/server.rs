@@ -163,13 +163,13 @@ impl Server {
     /// `error` with the last of what the server said.
     pub(crate) fn explain(&self, name: &str, error: &Error) -> Error {
         let said = fs::read_to_string(self.directory.path().join("output")).unwrap_or_default();
-        let lines: Vec<_> = said.lines().rev().take(10).collect();
-        let said: String = lines
-            .into_iter()
-            .rev()
-            .map(|line| format!("\n    {line}"))
-            .collect();
-        format!("{name}: {error}; it said:{said}").into()
+        let mut last: Vec<_> = said.lines().rev().take(10).collect();
+        last.reverse();
+        let said = last.join(
+            "
+    ",
+        );
+        format!("{name}: {error}; it said:\n    {said}").into()
     }
 
     fn wait_until_it_serves(&mut self, certificate: &Certificate, work: Work) -> Result<()> {
@@ -219,7 +219,7 @@ fn probe(mut stream: TcpStream, certificate: &Certificate, work: Work) -> Result
     }
     let group = tls
         .negotiated_key_exchange_group()
-        .map(|group| group.name());
+        .map(rustls::crypto::SupportedKxGroup::name);
     if group != Some(NamedGroup::X25519) {
         return Err(format!("negotiated group {group:?}, not X25519").into());
     }
