@@ -30,7 +30,7 @@ pub struct Receiver {
 pub fn mailbox() -> std::io::Result<(Sender, Receiver)> {
     let (producer, consumer) = rtrb::RingBuffer::new(MAILBOX_COMMANDS_MAX);
     let wake = Arc::new(EventFd::from_flags(
-        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        EfdFlags::EFD_CLOEXEC,
     )?);
     Ok((
         Sender {
