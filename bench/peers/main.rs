@@ -58,7 +58,7 @@ struct Options {
     /// One short round of everything asked for: does it work at all? Figures mean nothing.
     #[arg(long)]
     test: bool,
-    /// Passed by cargo.
+    /// Passed by `cargo bench`; without it `--test` is in force.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -89,7 +89,8 @@ fn main() -> ExitCode {
 
 /// Measures and prints everything. False: a server failed at some work.
 fn run(mut options: Options) -> Result<bool> {
-    if options.test {
+    // As criterion does: without `--bench`, under `cargo test --all-targets`, only a smoke run.
+    if options.test || !options.bench {
         options = Options {
             rounds: 1,
             seconds: 0.2,
@@ -255,7 +256,7 @@ fn print_table(work: Work, programs: &[Program], samples: &[Vec<Sample>]) {
             100.0 * middle(|sample| sample.queued),
         );
         let saturated = middle(|sample| sample.busy + sample.queued) > 0.9;
-        if !saturated && !work.is_bulk() {
+        if !saturated {
             println!(
                 "{:14} not saturated: the clients could not keep it busy",
                 ""

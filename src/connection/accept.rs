@@ -88,7 +88,10 @@ impl Accept {
 }
 
 fn name_of(hello: &Hello<'_>) -> Option<Box<str>> {
-    hello.server_name.as_ref().map(|name| Box::from(name.as_str()))
+    hello
+        .server_name
+        .as_ref()
+        .map(|name| Box::from(name.as_str()))
 }
 
 /// A whole `ClientHello`: look its name up and begin the handshake with the bytes at hand.
@@ -104,7 +107,10 @@ fn welcome(
         let alert = Some(ALERT_INTERNAL_ERROR);
         return fail(HandshakeOutcome::InternalError, alert, common, cx);
     };
-    if !listener.terms.recognizes(common.story.server_name.as_deref()) {
+    if !listener
+        .terms
+        .recognizes(common.story.server_name.as_deref())
+    {
         let alert = Some(ALERT_UNRECOGNIZED_NAME);
         return fail(HandshakeOutcome::UnrecognizedName, alert, common, cx);
     }
@@ -126,9 +132,12 @@ fn refuse(peek: &Peek<'_>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         Peek::Malformed(fault) => {
             fail(HandshakeOutcome::BadRecord, Some(fault.alert()), common, cx)
         }
-        Peek::Incomplete | Peek::Complete(_) => {
-            fail(HandshakeOutcome::InternalError, Some(ALERT_INTERNAL_ERROR), common, cx)
-        }
+        Peek::Incomplete | Peek::Complete(_) => fail(
+            HandshakeOutcome::InternalError,
+            Some(ALERT_INTERNAL_ERROR),
+            common,
+            cx,
+        ),
     }
 }
 

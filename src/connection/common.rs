@@ -69,7 +69,10 @@ impl Common {
     ) -> Self {
         Self {
             snapshot,
-            client: Socket { open: true, ..Socket::default() },
+            client: Socket {
+                open: true,
+                ..Socket::default()
+            },
             server: Socket::default(),
             inbound: Queue::default(),
             outbound: Queue::default(),
@@ -85,7 +88,9 @@ impl Common {
 
     /// The listener's terms; `None` when a reload has removed it.
     pub fn listener(&self) -> Option<&Listener> {
-        self.snapshot.listeners.get(usize::from(self.story.listener))
+        self.snapshot
+            .listeners
+            .get(usize::from(self.story.listener))
     }
 
     /// One side's socket.
@@ -169,14 +174,20 @@ impl Common {
     /// # Errors
     /// What broke the session; its alert is in `outbound`.
     pub fn open(&mut self, bytes: &mut [u8], cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Some(session) = &mut self.session else { return Err(Failure::CannotSend) };
+        let Some(session) = &mut self.session else {
+            return Err(Failure::CannotSend);
+        };
         if self.inbound.ended() {
             return Ok(());
         }
         let before = self.inbound.pending();
         let result = session.receive(
             bytes,
-            &mut Sinks { plaintext: &mut self.inbound, records: &mut self.outbound, pool: cx.pool },
+            &mut Sinks {
+                plaintext: &mut self.inbound,
+                records: &mut self.outbound,
+                pool: cx.pool,
+            },
         );
         let opened = (self.inbound.pending() - before) as u64;
         self.story.inbound_bytes += opened;
@@ -192,7 +203,9 @@ impl Common {
     /// # Errors
     /// When the session can send no more.
     pub fn seal(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Some(session) = &mut self.session else { return Err(Failure::CannotSend) };
+        let Some(session) = &mut self.session else {
+            return Err(Failure::CannotSend);
+        };
         session.seal(bytes, &mut self.outbound, cx.pool)?;
         self.story.outbound_bytes += bytes.len() as u64;
         cx.counters.outbound_bytes.add(bytes.len() as u64);
@@ -239,7 +252,9 @@ impl Common {
 
     /// When the wheel must call, if that is not arranged.
     pub(super) fn take_timer(&mut self) -> Option<Time> {
-        std::mem::take(&mut self.timer_wanted).then_some(self.timer_at).flatten()
+        std::mem::take(&mut self.timer_wanted)
+            .then_some(self.timer_at)
+            .flatten()
     }
 
     /// Books a completion and says what it means to the stage.
@@ -345,11 +360,23 @@ impl Common {
     pub(super) fn check_invariants(&self) {
         let client_busy = self.in_flight.any(InFlight::CLIENT);
         let server_busy = self.in_flight.any(InFlight::SERVER);
-        assert!(self.client.open || !client_busy, "an operation on a closed client socket");
-        assert!(self.server.open || !server_busy, "an operation on a closed server socket");
+        assert!(
+            self.client.open || !client_busy,
+            "an operation on a closed client socket"
+        );
+        assert!(
+            self.server.open || !server_busy,
+            "an operation on a closed server socket"
+        );
         // The high-water mark, what one receive can add to it, and TLS's own records.
         let bound = QUEUE_HIGH_WATER_BYTES + 3 * crate::limits::SEND_BUFFER_BYTES;
-        assert!(self.inbound.pending() <= bound, "inbound grows without bound");
-        assert!(self.outbound.pending() <= bound, "outbound grows without bound");
+        assert!(
+            self.inbound.pending() <= bound,
+            "inbound grows without bound"
+        );
+        assert!(
+            self.outbound.pending() <= bound,
+            "outbound grows without bound"
+        );
     }
 }

@@ -22,9 +22,7 @@ impl Handshake {
     ) -> Stage {
         match event {
             Event::Received(_, bytes) => self.received(bytes, common, cx),
-            Event::Ended(_) => {
-                Close::handshake_failed(HandshakeOutcome::ClientClosed, common, cx)
-            }
+            Event::Ended(_) => Close::handshake_failed(HandshakeOutcome::ClientClosed, common, cx),
             Event::Failed(_) => Close::handshake_failed(HandshakeOutcome::ClientReset, common, cx),
             Event::Deadline => Close::handshake_failed(HandshakeOutcome::Timeout, common, cx),
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) | Event::Settled => {
@@ -43,7 +41,10 @@ impl Handshake {
         if let Err(failure) = common.open(bytes, cx) {
             return Close::handshake_failed(failure.outcome(), common, cx);
         }
-        let established = common.session.as_ref().is_some_and(|session| session.is_established());
+        let established = common
+            .session
+            .as_ref()
+            .is_some_and(|session| session.is_established());
         if established {
             return established_now(common, cx);
         }
@@ -66,7 +67,9 @@ fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {
         story.version = session.version();
         story.suite = session.suite();
         story.group = session.group();
-        story.alpn = session.alpn().map(|alpn| String::from_utf8_lossy(alpn).into());
+        story.alpn = session
+            .alpn()
+            .map(|alpn| String::from_utf8_lossy(alpn).into());
     }
     cx.counters.versions.of(story.version).add(1);
     cx.counters.suites.of(story.suite).add(1);

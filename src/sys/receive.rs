@@ -39,7 +39,12 @@ impl ReceiveBuffers {
     pub(super) fn register(ring: &IoUring) -> std::io::Result<Self> {
         let entries = allocate(Self::entries_layout()).cast::<BufRingEntry>();
         let memory = allocate(Self::memory_layout());
-        let mut buffers = Self { entries, memory, tail: 0, lent: vec![true; Self::ENTRIES] };
+        let mut buffers = Self {
+            entries,
+            memory,
+            tail: 0,
+            lent: vec![true; Self::ENTRIES],
+        };
         // SAFETY: the entries are page-aligned, zeroed, as many as told, and live until `drop`,
         // which the owner runs after the ring is closed.
         unsafe {
@@ -81,10 +86,20 @@ impl ReceiveBuffers {
     /// # Panics
     /// When the buffer is not lent or the range is outside it.
     pub(super) fn bytes(&mut self, at: &ReceivedAt) -> &mut [u8] {
-        let lent = self.lent.get(usize::from(at.buffer)).copied().unwrap_or(false);
-        assert!(lent, "a receive buffer is read that the kernel may be writing to");
+        let lent = self
+            .lent
+            .get(usize::from(at.buffer))
+            .copied()
+            .unwrap_or(false);
+        assert!(
+            lent,
+            "a receive buffer is read that the kernel may be writing to"
+        );
         let (start, len) = (at.start as usize, at.len as usize);
-        assert!(start + len <= RECEIVE_BUFFER_BYTES, "a receive outside its buffer");
+        assert!(
+            start + len <= RECEIVE_BUFFER_BYTES,
+            "a receive outside its buffer"
+        );
         let offset = usize::from(at.buffer) * RECEIVE_BUFFER_BYTES + start;
         // SAFETY: `offset + len` lies within the allocation by the two checks above.
         let first = unsafe { self.memory.add(offset) };
@@ -115,7 +130,10 @@ impl ReceiveBuffers {
         // SAFETY: the kernel reads an entry only once the tail below has passed it.
         let entry = unsafe { &mut *entry.as_ptr() };
         entry.set_addr(first.as_ptr() as u64);
-        #[expect(clippy::cast_possible_truncation, reason = "a few ten KiB, see limits.rs")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a few ten KiB, see limits.rs"
+        )]
         entry.set_len(RECEIVE_BUFFER_BYTES as u32);
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);

@@ -17,9 +17,9 @@ use crate::io::{
 };
 use crate::limits::RECEIVE_BUFFER_BYTES;
 
+use super::address::SocketAddress;
 use super::enter::RingFd;
 use super::receive::{GROUP, ReceiveBuffers};
-use super::address::SocketAddress;
 
 /// Entries of the submission queue; when it is full it is submitted early.
 pub const SUBMISSIONS: u32 = 4096;
@@ -33,8 +33,10 @@ const EAGAIN: Errno = Errno(11);
 const EINVAL: Errno = Errno(22);
 
 static NO_DELAY: libc::c_int = 1;
-static UNSPECIFIED: libc::sockaddr =
-    libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+static UNSPECIFIED: libc::sockaddr = libc::sockaddr {
+    sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+    sa_data: [0; 14],
+};
 
 /// Optional features of the running kernel that the ring uses when they are there.
 #[derive(Debug, Clone, Copy, Default)]
@@ -151,7 +153,9 @@ impl Ring {
 
     fn slot(&mut self, token: Token) -> &mut SlotMemory {
         let slot = self.slots.get_mut(token.slot as usize);
-        let Some(slot) = slot else { unreachable!("slot {} of a smaller table", token.slot) };
+        let Some(slot) = slot else {
+            unreachable!("slot {} of a smaller table", token.slot)
+        };
         slot
     }
 
@@ -169,7 +173,11 @@ impl Ring {
     }
 
     fn accept(&mut self, token: Token, listener: u32) {
-        let Some(listener) = self.listeners.get(listener as usize).map(AsRawFd::as_raw_fd) else {
+        let Some(listener) = self
+            .listeners
+            .get(listener as usize)
+            .map(AsRawFd::as_raw_fd)
+        else {
             self.answer(token, Err(EINVAL));
             return;
         };
@@ -193,7 +201,11 @@ impl Ring {
             return;
         }
         let server = file(token, Side::Server);
-        let step = Token { kind: Kind::Internal, ..token }.pack();
+        let step = Token {
+            kind: Kind::Internal,
+            ..token
+        }
+        .pack();
         let quiet = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
         self.make_room(3);
         let socket = opcode::Socket::new(address.family(), libc::SOCK_STREAM, 0)
@@ -224,14 +236,21 @@ impl Ring {
             return;
         }
         let client = file(token, Side::Client);
-        let entry = opcode::FixedFdInstall::new(client, 0).build().user_data(token.pack());
+        let entry = opcode::FixedFdInstall::new(client, 0)
+            .build()
+            .user_data(token.pack());
         self.push(entry);
     }
 
     /// Completes an operation without the kernel.
     fn answer(&mut self, token: Token, result: Result<u32, Errno>) {
         let payload = Payload::None;
-        self.answered.push(Completion { token, result, more: false, payload });
+        self.answered.push(Completion {
+            token,
+            result,
+            more: false,
+            payload,
+        });
     }
 
     fn read_mailbox(&mut self) {
@@ -244,7 +263,9 @@ impl Ring {
     fn reap(&mut self, completions: &mut Vec<Completion>) {
         completions.append(&mut self.answered);
         loop {
-            let Some(entry) = self.ring.completion().next() else { return };
+            let Some(entry) = self.ring.completion().next() else {
+                return;
+            };
             if let Some(completion) = self.complete(&entry) {
                 completions.push(completion);
             }
@@ -280,16 +301,26 @@ impl Ring {
             }
             _ => Payload::None,
         };
-        Some(Completion { token, result, more: false, payload })
+        Some(Completion {
+            token,
+            result,
+            more: false,
+            payload,
+        })
     }
 
     fn received(&mut self, entry: &cqueue::Entry, result: Result<u32, Errno>) -> Payload {
-        let Some(buffer) = cqueue::buffer_select(entry.flags()) else { return Payload::None };
+        let Some(buffer) = cqueue::buffer_select(entry.flags()) else {
+            return Payload::None;
+        };
         self.receive.lend(buffer);
         match result {
-            Ok(len) if len > 0 => {
-                Payload::Received(ReceivedAt { buffer, start: 0, len, buffer_more: false })
-            }
+            Ok(len) if len > 0 => Payload::Received(ReceivedAt {
+                buffer,
+                start: 0,
+                len,
+                buffer_more: false,
+            }),
             _ => {
                 self.receive.recycle(buffer);
                 Payload::None
@@ -299,12 +330,16 @@ impl Ring {
 
     fn sent(&mut self, token: Token, side: Side) -> Payload {
         let lent = self.slot(token).sending[side as usize].take();
-        let Some(buffer) = lent else { unreachable!("a send completed twice") };
+        let Some(buffer) = lent else {
+            unreachable!("a send completed twice")
+        };
         Payload::Sent(buffer)
     }
 
     fn accepted(&mut self, token: Token, result: Result<u32, Errno>) -> Payload {
-        let Some(address) = self.slot(token).address.take() else { return Payload::None };
+        let Some(address) = self.slot(token).address.take() else {
+            return Payload::None;
+        };
         let client = address.get();
         self.spare_addresses.push(address);
         match (result, client) {
@@ -322,7 +357,12 @@ impl Ring {
             (Err(Errno::CANCELED), Some(error)) => Err(error),
             (result, _) => result,
         };
-        Completion { token, result, more: false, payload: Payload::None }
+        Completion {
+            token,
+            result,
+            more: false,
+            payload: Payload::None,
+        }
     }
 }
 
@@ -360,7 +400,11 @@ impl Io for Ring {
                 self.push(entry.user_data(token.pack()));
             }
             Operation::Cancel { target } => {
-                let target = Token { kind: target, ..token }.pack();
+                let target = Token {
+                    kind: target,
+                    ..token
+                }
+                .pack();
                 let entry = opcode::AsyncCancel::new(target).build();
                 self.push(entry.user_data(token.pack()));
             }
@@ -401,7 +445,9 @@ fn destination(token: Token, side: Side) -> Option<DestinationSlot> {
 
 /// The local address of a client's socket, by a descriptor installed for the moment.
 fn local_address_of(descriptor: u32) -> Payload {
-    let Ok(descriptor) = i32::try_from(descriptor) else { return Payload::None };
+    let Ok(descriptor) = i32::try_from(descriptor) else {
+        return Payload::None;
+    };
     // SAFETY: the kernel has installed this descriptor for us just now; nobody else knows it.
     let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
     super::socket::local_address(&socket).map_or(Payload::None, Payload::Peer)
@@ -417,4 +463,3 @@ fn probe(ring: &IoUring) -> std::io::Result<Features> {
         socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),
     })
 }
-

@@ -34,7 +34,12 @@ pub(super) struct Accepting {
 
 impl Accepting {
     pub(super) fn new(connections: u32, binds: usize) -> Self {
-        Self { connections, armed: vec![0; binds], full: false, paused_until: None }
+        Self {
+            connections,
+            armed: vec![0; binds],
+            full: false,
+            paused_until: None,
+        }
     }
 
     pub(super) fn resumes_at(&self) -> Option<Time> {
@@ -54,7 +59,11 @@ impl<I: Io> Worker<I> {
         if self.drain_until.is_some() {
             return;
         }
-        if self.accepting.paused_until.is_some_and(|until| self.now < until) {
+        if self
+            .accepting
+            .paused_until
+            .is_some_and(|until| self.now < until)
+        {
             return;
         }
         self.accepting.paused_until = None;
@@ -69,7 +78,9 @@ impl<I: Io> Worker<I> {
         }
         if self.accepting.full || self.counters.accept_paused.get() > 0 {
             self.accepting.full = false;
-            self.counters.accept_paused.sub(self.counters.accept_paused.get());
+            self.counters
+                .accept_paused
+                .sub(self.counters.accept_paused.get());
         }
         for listener in 0..self.accepting.armed.len() {
             self.arm(listener);
@@ -77,16 +88,21 @@ impl<I: Io> Worker<I> {
     }
 
     fn arm(&mut self, listener: usize) {
-        let Ok(number) = u32::try_from(listener) else { return };
+        let Ok(number) = u32::try_from(listener) else {
+            return;
+        };
         while let Some(armed) = self.accepting.armed.get_mut(listener) {
             let room = self.table.open() + self.table.accepting() < self.accepting.connections;
             if *armed >= ACCEPTS_ARMED || (*armed > 0 && !room) {
                 return;
             }
-            let Some((slot, generation)) = self.table.reserve(number) else { return };
+            let Some((slot, generation)) = self.table.reserve(number) else {
+                return;
+            };
             *armed += 1;
             let token = Token::new(slot, generation, Kind::Accept);
-            self.io.submit(token, Operation::Accept { listener: number });
+            self.io
+                .submit(token, Operation::Accept { listener: number });
         }
     }
 
@@ -95,7 +111,12 @@ impl<I: Io> Worker<I> {
         for (slot, generation, entry) in self.table.iter() {
             if matches!(entry, Entry::Accepting(_)) {
                 let token = Token::new(slot, generation, Kind::CancelAccept);
-                self.io.submit(token, Operation::Cancel { target: Kind::Accept });
+                self.io.submit(
+                    token,
+                    Operation::Cancel {
+                        target: Kind::Accept,
+                    },
+                );
             }
         }
     }

@@ -41,7 +41,9 @@ impl<I: Io> Worker<I> {
 
     /// A client has come.
     pub(super) fn welcome(&mut self, token: crate::io::Token, listener: u32, client: SocketAddr) {
-        let Some(bind) = self.binds.get(listener as usize) else { return };
+        let Some(bind) = self.binds.get(listener as usize) else {
+            return;
+        };
         self.counters.accepted.add(1);
         let local = Some(bind.address).filter(|address| !address.ip().is_unspecified());
         let snapshot = Rc::clone(&self.snapshot);
@@ -54,7 +56,12 @@ impl<I: Io> Worker<I> {
 
     /// One of a connection's operations has ended.
     fn on_operation(&mut self, completion: Completion) {
-        let Completion { token, result, payload, .. } = completion;
+        let Completion {
+            token,
+            result,
+            payload,
+            ..
+        } = completion;
         let Some(connection) = self.table.connection(token.slot, token.generation) else {
             self.counters.stale_completions.add(1);
             match payload {
@@ -65,9 +72,7 @@ impl<I: Io> Worker<I> {
             return;
         };
         let (received, delivery) = match payload {
-            Payload::Received(at) => {
-                (Some(at), Delivery::None)
-            }
+            Payload::Received(at) => (Some(at), Delivery::None),
             Payload::Sent(buffer) => (None, Delivery::Sent(buffer)),
             Payload::Peer(address) => (None, Delivery::Address(address)),
             Payload::None => (None, Delivery::None),
@@ -102,7 +107,9 @@ impl<I: Io> Worker<I> {
         generation: u32,
         act: impl FnOnce(&mut Connection, &mut Context<'_>),
     ) {
-        let Some(connection) = self.table.connection(slot, generation) else { return };
+        let Some(connection) = self.table.connection(slot, generation) else {
+            return;
+        };
         let mut cx = context!(self);
         if catch_unwind(AssertUnwindSafe(|| act(connection, &mut cx))).is_err() {
             self.contain_panic(slot, generation);
@@ -114,7 +121,9 @@ impl<I: Io> Worker<I> {
     /// with the `Io`, so that unwinding has freed none of it.
     fn contain_panic(&mut self, slot: u32, generation: u32) {
         self.counters.panics.add(1);
-        let Some(connection) = self.table.connection(slot, generation) else { return };
+        let Some(connection) = self.table.connection(slot, generation) else {
+            return;
+        };
         let mut cx = context!(self);
         connection.abort(CloseReason::InternalError, &mut cx);
     }
@@ -123,7 +132,9 @@ impl<I: Io> Worker<I> {
     /// done.
     fn after_event(&mut self, slot: u32, generation: u32) {
         self.submit_operations(slot, generation);
-        let Some(connection) = self.table.connection(slot, generation) else { return };
+        let Some(connection) = self.table.connection(slot, generation) else {
+            return;
+        };
         if let Some(at) = connection.take_timer() {
             self.wheel.insert(slot, generation, at);
         }
@@ -133,7 +144,9 @@ impl<I: Io> Worker<I> {
     }
 
     fn free(&mut self, slot: u32, reason: CloseReason) {
-        let Entry::Open(connection) = self.table.release(slot) else { return };
+        let Entry::Open(connection) = self.table.release(slot) else {
+            return;
+        };
         let mut cx = context!(self);
         let record = connection.free(self.index, reason, &mut cx);
         if let Some(records) = &mut self.records

@@ -58,7 +58,9 @@ pub struct Setup {
 
 /// Slots that a worker's table has: one per connection, and one per accept that may be armed.
 pub fn slots(connections: u32, binds: usize) -> u32 {
-    let accepts = u32::try_from(binds).unwrap_or(u32::MAX).saturating_mul(ACCEPTS_ARMED);
+    let accepts = u32::try_from(binds)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(ACCEPTS_ARMED);
     connections.saturating_add(accepts)
 }
 
@@ -144,7 +146,11 @@ impl<I: Io> Worker<I> {
         self.counters.longest_turn_nanos.raise_to(busy);
 
         let idle = self.table.open() == 0 && self.table.accepting() == 0;
-        if self.drain_until.is_some() && idle { Progress::Ended } else { Progress::Running }
+        if self.drain_until.is_some() && idle {
+            Progress::Ended
+        } else {
+            Progress::Running
+        }
     }
 
     /// What runs the operations.
@@ -161,7 +167,10 @@ impl<I: Io> Worker<I> {
         for (_, _, entry) in self.table.iter() {
             if let Entry::Open(connection) = entry {
                 connection.check_invariants();
-                assert!(connection.done().is_none(), "a done connection keeps its slot");
+                assert!(
+                    connection.done().is_none(),
+                    "a done connection keeps its slot"
+                );
                 open += 1;
             }
         }
@@ -177,10 +186,14 @@ impl<I: Io> Worker<I> {
     }
 
     fn wakes_at(&self) -> Option<Time> {
-        [self.wheel.next(), self.accepting.resumes_at(), self.drain_until]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.wheel.next(),
+            self.accepting.resumes_at(),
+            self.drain_until,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn fire_timers(&mut self) {
@@ -212,7 +225,9 @@ impl<I: Io> Worker<I> {
     }
 
     fn finish_drain(&mut self) {
-        let Some(until) = self.drain_until else { return };
+        let Some(until) = self.drain_until else {
+            return;
+        };
         if self.table.accepting() == 0 {
             self.io.stop_listening();
         }
@@ -236,11 +251,16 @@ impl<I: Io> Worker<I> {
 
     fn submit_operations(&mut self, slot: u32, generation: u32) {
         for (kind, operation) in self.operations.drain(..) {
-            self.io.submit(Token::new(slot, generation, kind), operation);
+            self.io
+                .submit(Token::new(slot, generation, kind), operation);
         }
     }
 }
 
 fn cursors(snapshot: &Snapshot, worker: u16) -> Vec<RoundRobin> {
-    snapshot.backends.iter().map(|_| RoundRobin::new(worker)).collect()
+    snapshot
+        .backends
+        .iter()
+        .map(|_| RoundRobin::new(worker))
+        .collect()
 }

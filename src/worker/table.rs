@@ -58,7 +58,10 @@ impl Table {
             Some(slot) => slot,
             None if self.slots.len() < self.capacity as usize => {
                 let slot = u32::try_from(self.slots.len()).ok()?;
-                self.slots.push(Slot { generation: 0, entry: Entry::Free });
+                self.slots.push(Slot {
+                    generation: 0,
+                    entry: Entry::Free,
+                });
                 slot
             }
             None => return None,
@@ -91,8 +94,13 @@ impl Table {
     /// # Panics
     /// When the slot was not accepting.
     pub fn occupy(&mut self, slot: u32, connection: Box<Connection>) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else { return };
-        assert!(matches!(entry.entry, Entry::Accepting(_)), "a client without an accept");
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return;
+        };
+        assert!(
+            matches!(entry.entry, Entry::Accepting(_)),
+            "a client without an accept"
+        );
         entry.entry = Entry::Open(connection);
         self.accepting -= 1;
         self.open += 1;
@@ -103,7 +111,9 @@ impl Table {
     /// # Panics
     /// When it was free.
     pub fn release(&mut self, slot: u32) -> Entry {
-        let Some(entry) = self.slots.get_mut(slot as usize) else { return Entry::Free };
+        let Some(entry) = self.slots.get_mut(slot as usize) else {
+            return Entry::Free;
+        };
         let was = std::mem::replace(&mut entry.entry, Entry::Free);
         match was {
             Entry::Free => {}
