@@ -93,6 +93,10 @@ pub struct Worker<I: Io> {
     // Kept between turns so that a turn allocates nothing.
     completions: Vec<Completion>,
     operations: Vec<(Kind, Operation)>,
+    /// Receives wanted this turn. They are submitted behind everything else: while the sends of a
+    /// turn are worked off, answers to them arrive, and a receive that finds its bytes waiting
+    /// costs neither a poll nor a wake-up.
+    receives: Vec<(Token, Operation)>,
     expired: Vec<(u32, u32)>,
 }
 
@@ -118,6 +122,7 @@ impl<I: Io> Worker<I> {
             drain_until: None,
             completions: Vec::new(),
             operations: Vec::new(),
+            receives: Vec::new(),
             expired: Vec::new(),
         }
     }
@@ -138,6 +143,9 @@ impl<I: Io> Worker<I> {
         self.completions = completions;
         self.fire_timers();
         self.finish_drain();
+        for (token, receive) in self.receives.drain(..) {
+            self.io.submit(token, receive);
+        }
 
         let busy = self.io.now().since(self.now);
         let busy = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
@@ -250,8 +258,12 @@ impl<I: Io> Worker<I> {
 
     fn submit_operations(&mut self, slot: u32, generation: u32) {
         for (kind, operation) in self.operations.drain(..) {
-            self.io
-                .submit(Token::new(slot, generation, kind), operation);
+            let token = Token::new(slot, generation, kind);
+            if let Operation::Recv { .. } = operation {
+                self.receives.push((token, operation));
+            } else {
+                self.io.submit(token, operation);
+            }
         }
     }
 }
