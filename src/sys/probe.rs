@@ -80,9 +80,8 @@ pub enum ProbeError {
     },
     /// Something else forbids it.
     #[error(
-        "io_uring is forbidden here, though kernel.io_uring_disabled does not forbid it: {}; {ALLOW}",
-        if *.filtered { "this process runs under a seccomp filter" }
-        else { "a security module or the container does" }
+        "io_uring is forbidden here, though kernel.io_uring_disabled does not forbid it: {}; \
+         {ALLOW}", forbidder(*.filtered)
     )]
     Forbidden {
         /// `/proc/self/status` shows a seccomp filter.
@@ -129,6 +128,14 @@ fn group_cure(value: u32) -> &'static str {
         ", or for this service alone: put its group's number into kernel.io_uring_group"
     } else {
         ""
+    }
+}
+
+fn forbidder(filtered: bool) -> &'static str {
+    if filtered {
+        "this process runs under a seccomp filter"
+    } else {
+        "a security module or the container does"
     }
 }
 
