@@ -102,7 +102,9 @@ struct File {
 
 impl File {
     fn is_rust(&self) -> bool {
-        self.path.ends_with(".rs")
+        Path::new(&self.path)
+            .extension()
+            .is_some_and(|extension| extension == "rs")
     }
 
     /// Numbered lines of code that ships, comments removed: not the tests at the end of a file,

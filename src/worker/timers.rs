@@ -118,7 +118,8 @@ impl Timers {
     ///
     /// # Limits
     /// Touches [`TOUCHED_PER_CALL_MAX`] entries at most, however far the clock has jumped; then
-    /// [`Timers::next`] is not after `now`, and another call goes on.
+    /// [`Timers::next`] is not after `now`, and another call goes on. Meanwhile entries come later
+    /// than [`TICK`] promises: by as many calls as there are thousands of entries to move.
     pub fn expire(&mut self, now: Time, out: &mut Vec<(u32, u32)>) {
         let target = (now.0 / TICK_NANOS).max(self.tick);
         let mut touches = TOUCHED_PER_CALL_MAX;
