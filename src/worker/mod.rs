@@ -58,9 +58,7 @@ pub struct Setup {
 
 /// Slots that a worker's table has: one per connection, and one per accept that may be armed.
 pub fn slots(connections: u32, binds: usize) -> u32 {
-    let accepts = u32::try_from(binds)
-        .unwrap_or(u32::MAX)
-        .saturating_mul(ACCEPTS_ARMED);
+    let accepts = u32::try_from(binds).unwrap_or(u32::MAX).saturating_mul(ACCEPTS_ARMED);
     connections.saturating_add(accepts)
 }
 
@@ -153,11 +151,7 @@ impl<I: Io> Worker<I> {
         self.counters.longest_turn_nanos.raise_to(busy);
 
         let idle = self.table.open() == 0 && self.table.accepting() == 0;
-        if self.drain_until.is_some() && idle {
-            Progress::Ended
-        } else {
-            Progress::Running
-        }
+        if self.drain_until.is_some() && idle { Progress::Ended } else { Progress::Running }
     }
 
     /// What runs the operations.
@@ -174,10 +168,7 @@ impl<I: Io> Worker<I> {
         for (_, _, entry) in self.table.iter() {
             if let Entry::Open(connection) = entry {
                 connection.check_invariants();
-                assert!(
-                    connection.done().is_none(),
-                    "a done connection keeps its slot"
-                );
+                assert!(connection.done().is_none(), "a done connection keeps its slot");
                 open += 1;
             }
         }
@@ -193,14 +184,10 @@ impl<I: Io> Worker<I> {
     }
 
     fn wakes_at(&self) -> Option<Time> {
-        [
-            self.timers.next(),
-            self.accepting.resumes_at(),
-            self.drain_until,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [self.timers.next(), self.accepting.resumes_at(), self.drain_until]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn fire_timers(&mut self) {
@@ -269,9 +256,5 @@ impl<I: Io> Worker<I> {
 }
 
 fn cursors(snapshot: &Snapshot, worker: u16) -> Vec<RoundRobin> {
-    snapshot
-        .backends
-        .iter()
-        .map(|_| RoundRobin::starting_at(worker))
-        .collect()
+    snapshot.backends.iter().map(|_| RoundRobin::starting_at(worker)).collect()
 }
