@@ -388,7 +388,8 @@ fn example_file_documents_every_key() {
     let has = |key: &str| {
         example.lines().any(|line| {
             let line = line.trim_start_matches(['#', ':', ' ']);
-            line.split_once(" = ").is_some_and(|(written, _)| written == key)
+            line.split_once(" = ")
+                .is_some_and(|(written, _)| written == key)
         })
     };
     for key in [
