@@ -29,7 +29,7 @@ pub const CONNECT: Duration = Duration::from_secs(5);
 /// no shorter than browsers keep a socket (5 min), so that those who know whether a connection is
 /// of use end it, and we reap only the dead; shorter than the 350 s at which large clouds' address
 /// translation forgets a flow silently.
-pub const IDLE: Duration = Duration::from_mins(5);
+pub const IDLE: Duration = Duration::from_secs(5 * 60);
 
 /// `timeouts.half_closed`. After one side has ended, an answer still being computed may take a
 /// while, but a peer that is gone must not hold two descriptors for the whole of `idle`.

@@ -257,7 +257,7 @@ pub enum TlsVersion {
 pub struct Limits {
     /// `connections_per_worker`: `None` is `"auto"`, as many as the descriptor limit allows.
     pub connections_per_worker: Option<u32>,
-    /// `client_hello_bytes`: the most a client may send before its ClientHello is complete.
+    /// `client_hello_bytes`: the most a client may send before its `ClientHello` is complete.
     pub client_hello_bytes: usize,
 }
 

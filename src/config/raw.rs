@@ -65,10 +65,10 @@ impl<'d> Reader<'d> {
 
     /// The place of a byte.
     pub(super) fn position(&self, offset: usize, key: String) -> Position {
-        let before = self.text.as_bytes().get(..offset).unwrap_or_default();
+        let before = self.text.get(..offset).unwrap_or_default();
         Position {
             file: self.file.to_owned(),
-            line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
+            line: 1 + before.matches('\n').count(),
             key,
         }
     }

@@ -21,7 +21,8 @@ const CPU_HIGHEST: usize = 8191;
 /// Bytes of a path in a Unix socket's address, without its final NUL (unix(7)).
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
-const DAY: Duration = Duration::from_hours(24);
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const SHORTEST: Duration = Duration::from_millis(10);
 
 /// Text to configuration.
@@ -643,16 +644,8 @@ fn timeouts<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Timeouts {
     let mut table = root.table(reader, "timeouts");
     let mut get = |key, default, range| timeout(reader, &mut table, key, &range).unwrap_or(default);
     let timeouts = Timeouts {
-        handshake: get(
-            "handshake",
-            defaults::HANDSHAKE,
-            SHORTEST..=Duration::from_mins(5),
-        ),
-        connect: get(
-            "connect",
-            defaults::CONNECT,
-            SHORTEST..=Duration::from_mins(5),
-        ),
+        handshake: get("handshake", defaults::HANDSHAKE, SHORTEST..=5 * MINUTE),
+        connect: get("connect", defaults::CONNECT, SHORTEST..=5 * MINUTE),
         idle: get("idle", defaults::IDLE, SHORTEST..=7 * DAY),
         half_closed: get("half_closed", defaults::HALF_CLOSED, SHORTEST..=7 * DAY),
         drain: get("drain", defaults::DRAIN, Duration::ZERO..=7 * DAY),

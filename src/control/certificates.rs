@@ -112,7 +112,8 @@ impl fmt::Display for CertificateProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { at, path, .. } = self;
         let (file, line, key) = (at.file.display(), at.line, &at.key);
-        write!(f, "{file}:{line}: {key} = {path:?}: {}", self.message)
+        let path = path.display();
+        write!(f, "{file}:{line}: {key} = \"{path}\": {}", self.message)
     }
 }
 

@@ -156,98 +156,101 @@ fn whatever_stands_twice_is_refused() {
     );
 }
 
+/// What is written, how the report shows it, and what it says is accepted.
+const OUT_OF_RANGE: &[(&str, &str, &str)] = &[
+    (
+        "[workers]\ncount = 0",
+        "workers.count = 0",
+        "from 1 to 1024",
+    ),
+    (
+        "[workers]\ncount = \"many\"",
+        "workers.count = \"many\"",
+        "\"auto\" or a number",
+    ),
+    (
+        "[workers]\ncount = -1",
+        "workers.count = -1",
+        "from 1 to 1024",
+    ),
+    (
+        "[workers]\ncpus = \"3-1\"",
+        "workers.cpus = \"3-1\"",
+        "2-7,10",
+    ),
+    ("[workers]\ncpus = 3", "workers.cpus = 3", "2-7,10"),
+    (
+        "[workers]\ncount = 3\ncpus = \"0,1\"",
+        "workers.cpus",
+        "names 2 CPUs",
+    ),
+    (
+        "[limits]\nclient_hello_bytes = \"1KiB\"",
+        "= \"1KiB\"",
+        "\"2KiB\"",
+    ),
+    ("[limits]\nclient_hello_bytes = 4096", "= 4096", "\"2KiB\""),
+    (
+        "[limits]\nconnections_per_worker = 524289",
+        "= 524289",
+        "524288",
+    ),
+    (
+        "[timeouts]\nhandshake = \"0s\"",
+        "timeouts.handshake = \"0s\"",
+        "\"10ms\" to \"5m\"",
+    ),
+    (
+        "[timeouts]\ndrain = 5",
+        "timeouts.drain = 5",
+        "\"0s\" to \"7d\"",
+    ),
+    (
+        "[tls]\nversions = []",
+        "tls.versions = []",
+        "must not be empty",
+    ),
+    (
+        "[tls]\nversions = [\"1.1\"]",
+        "tls.versions[0] = \"1.1\"",
+        "\"1.2\" and \"1.3\"",
+    ),
+    (
+        "[tls]\ngroups = [\"X448\"]",
+        "tls.groups[0] = \"X448\"",
+        "X25519MLKEM768",
+    ),
+    (
+        "[tls]\ncipher_suites = [\"RC4\"]",
+        "= \"RC4\"",
+        "TLS_AES_128_GCM_SHA256",
+    ),
+    (
+        "[tls]\ngroups = [\"X25519MLKEM768\"]",
+        "tls.groups",
+        "no group of TLS 1.2",
+    ),
+    (
+        "[tls]\ncipher_suites = [\"TLS_AES_128_GCM_SHA256\"]",
+        "tls.cipher_suites",
+        "no suite of TLS 1.2",
+    ),
+    (
+        "[log]\nlevel = \"trace\"",
+        "log.level = \"trace\"",
+        "\"debug\"",
+    ),
+    (
+        "[access_log]\npath = \"\"",
+        "access_log.path",
+        "standard output",
+    ),
+    ("log = 1", "server[0].log", "unknown key"),
+];
+
 #[test]
 fn values_out_of_range_name_what_is_accepted() {
-    for (more, key, accepted) in [
-        (
-            "[workers]\ncount = 0",
-            "workers.count = 0",
-            "from 1 to 1024",
-        ),
-        (
-            "[workers]\ncount = \"many\"",
-            "workers.count = \"many\"",
-            "\"auto\" or a number",
-        ),
-        (
-            "[workers]\ncount = -1",
-            "workers.count = -1",
-            "from 1 to 1024",
-        ),
-        (
-            "[workers]\ncpus = \"3-1\"",
-            "workers.cpus = \"3-1\"",
-            "2-7,10",
-        ),
-        ("[workers]\ncpus = 3", "workers.cpus = 3", "2-7,10"),
-        (
-            "[workers]\ncount = 3\ncpus = \"0,1\"",
-            "workers.cpus",
-            "names 2 CPUs",
-        ),
-        (
-            "[limits]\nclient_hello_bytes = \"1KiB\"",
-            "= \"1KiB\"",
-            "\"2KiB\"",
-        ),
-        ("[limits]\nclient_hello_bytes = 4096", "= 4096", "\"2KiB\""),
-        (
-            "[limits]\nconnections_per_worker = 524289",
-            "= 524289",
-            "524288",
-        ),
-        (
-            "[timeouts]\nhandshake = \"0s\"",
-            "timeouts.handshake = \"0s\"",
-            "\"10ms\" to \"5m\"",
-        ),
-        (
-            "[timeouts]\ndrain = 5",
-            "timeouts.drain = 5",
-            "\"0s\" to \"7d\"",
-        ),
-        (
-            "[tls]\nversions = []",
-            "tls.versions = []",
-            "must not be empty",
-        ),
-        (
-            "[tls]\nversions = [\"1.1\"]",
-            "tls.versions[0] = \"1.1\"",
-            "\"1.2\" and \"1.3\"",
-        ),
-        (
-            "[tls]\ngroups = [\"X448\"]",
-            "tls.groups[0] = \"X448\"",
-            "X25519MLKEM768",
-        ),
-        (
-            "[tls]\ncipher_suites = [\"RC4\"]",
-            "= \"RC4\"",
-            "TLS_AES_128_GCM_SHA256",
-        ),
-        (
-            "[tls]\ngroups = [\"X25519MLKEM768\"]",
-            "tls.groups",
-            "no group of TLS 1.2",
-        ),
-        (
-            "[tls]\ncipher_suites = [\"TLS_AES_128_GCM_SHA256\"]",
-            "tls.cipher_suites",
-            "no suite of TLS 1.2",
-        ),
-        (
-            "[log]\nlevel = \"trace\"",
-            "log.level = \"trace\"",
-            "\"debug\"",
-        ),
-        (
-            "[access_log]\npath = \"\"",
-            "access_log.path",
-            "standard output",
-        ),
-        ("log = 1", "server[0].log", "unknown key"),
-    ] {
+    for (more, key, accepted) in OUT_OF_RANGE {
         let report = report_with(more);
         assert!(report.contains(key), "{more}: {report}");
         assert!(report.contains(accepted), "{more}: {report}");
@@ -358,10 +361,15 @@ fn every_key_is_read() {
 fn example_file_shows_the_defaults() {
     let example = include_str!("../../../portcullis.example.toml");
     let as_is = parse(example).unwrap_or_else(|error| panic!("{error}"));
-    let commented_in: String = example
+    let lines: Vec<&str> = example
         .lines()
-        .map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line)))
+        .map(|line| line.strip_prefix("#: ").unwrap_or(line))
         .collect();
+    let commented_in = lines.join(
+        "
+",
+    ) + "
+";
     assert_ne!(
         commented_in, example,
         "optional keys are marked with \"#: \""
