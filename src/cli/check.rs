@@ -230,10 +230,11 @@ fn date(seconds: i64) -> String {
 fn tls_section(report: &mut Report, config: &Config) {
     let order = suite_order(&config.tls, Cpu::detect());
     report.heading("TLS");
-    report.line(&format!("suites in this order: {}", order.why));
+    report.line("cipher suites, in the order that decides:");
     for name in &order.names {
         report.line(&format!("    {name}"));
     }
+    report.line(&format!("why: {}", order.why));
     let groups = config.tls.groups.join(", ");
     report.line(&format!(
         "groups: {groups} (among those that the client offers too, the client's order decides)"

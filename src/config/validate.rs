@@ -1,5 +1,8 @@
 //! Raw to checked: every section, every key, every relation between keys; all problems at once.
 
+mod backends;
+mod listeners;
+
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -9,17 +12,13 @@ use std::time::Duration;
 
 use super::raw::{Item, Problem, Reader, Table, quoted};
 use super::{
-    AccessLog, Admin, Backend, CIPHER_SUITES, CertificateFiles, Config, GROUPS, Limits, Listener,
-    Log, Position, ProxyVersion, Server, ServerAddress, Timeouts, Tls, TlsVersion, UnknownName,
-    Workers, defaults, quantity, server_name,
+    AccessLog, Admin, CIPHER_SUITES, Config, GROUPS, Limits, Log, Position, Timeouts, Tls,
+    TlsVersion, Workers, defaults, quantity,
 };
 use crate::limits;
 
 /// CPU numbers go up to here: the kernel's largest `NR_CPUS`.
 const CPU_HIGHEST: usize = 8191;
-
-/// Bytes of a path in a Unix socket's address, without its final NUL (unix(7)).
-const UNIX_PATH_BYTES_MAX: usize = 107;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -51,7 +50,7 @@ fn sections<'d>(reader: &mut Reader<'d>, document: &'d toml::de::DeTable<'d>) ->
     let mut root = reader.root(document);
     let workers = workers(reader, &mut root);
     let listeners = root.tables(reader, "listener");
-    let backends = backends(reader, &mut root);
+    let backends = backends::backends(reader, &mut root);
     let mut binds = HashMap::new();
     let listeners = listeners.map(|tables| {
         if tables.is_empty() {
@@ -61,7 +60,7 @@ fn sections<'d>(reader: &mut Reader<'d>, document: &'d toml::de::DeTable<'d>) ->
                 "at least one [[listener]] with name, bind, backend",
             );
         }
-        listeners_of(reader, tables, backends.as_deref(), &mut binds)
+        listeners::listeners(reader, tables, backends.as_deref(), &mut binds)
     });
     let tls = tls(reader, &mut root);
     let limits = limits(reader, &mut root);
@@ -148,43 +147,6 @@ where
 
 type Binds = HashMap<SocketAddr, Position>;
 
-fn listeners_of<'d>(
-    reader: &mut Reader<'d>,
-    tables: Vec<Table<'d>>,
-    backends: Option<&[Option<Backend>]>,
-    binds: &mut Binds,
-) -> Vec<Listener> {
-    let mut names = HashMap::new();
-    let mut listeners = Vec::with_capacity(tables.len());
-    for mut table in tables {
-        let name = label(reader, &mut table, &mut names);
-        let bind = addresses(reader, &mut table, binds);
-        let backend = backend_of(reader, &mut table, backends);
-        let alpn = alpn(reader, &mut table);
-        let backlog = number(reader, &mut table, "backlog", &(1..=65_535))
-            .unwrap_or(defaults::BACKLOG_CONNECTIONS);
-        let choices = [
-            ("default", UnknownName::Default),
-            ("refuse", UnknownName::Refuse),
-        ];
-        let unknown_name = choice(reader, &mut table, "unknown_name", &choices);
-        let certificates = certificates(reader, &mut table);
-        table.finish(reader);
-        if let (Some(name), Some(backend)) = (name, backend) {
-            listeners.push(Listener {
-                name,
-                bind,
-                backend,
-                alpn,
-                backlog,
-                unknown_name: unknown_name.unwrap_or(UnknownName::Default),
-                certificates,
-            });
-        }
-    }
-    listeners
-}
-
 /// A `name`: unique among its kind, and fit to be a label of metrics and logs.
 fn label<'d>(
     reader: &mut Reader<'d>,
@@ -216,30 +178,6 @@ fn label<'d>(
     Some(item.value)
 }
 
-fn addresses<'d>(
-    reader: &mut Reader<'d>,
-    table: &mut Table<'d>,
-    binds: &mut Binds,
-) -> Vec<SocketAddr> {
-    const EXPECTED: &str = "addresses \"ip:port\", such as [\"0.0.0.0:443\", \"[::]:443\"]";
-    table.require(reader, "bind", EXPECTED);
-    let Some(items) = table.strings(reader, "bind", EXPECTED) else {
-        return Vec::new();
-    };
-    if items.value.is_empty() {
-        reader.refuse(
-            &items.at,
-            "[]",
-            format!("expected at least one of {EXPECTED}"),
-        );
-    }
-    let mut addresses = Vec::with_capacity(items.value.len());
-    for item in items.value {
-        addresses.extend(address(reader, &item, binds));
-    }
-    addresses
-}
-
 /// An address to listen on, once in the whole file.
 fn address(reader: &mut Reader<'_>, item: &Item<String>, binds: &mut Binds) -> Option<SocketAddr> {
     let refusal = match item.value.parse::<SocketAddr>() {
@@ -260,36 +198,6 @@ fn address(reader: &mut Reader<'_>, item: &Item<String>, binds: &mut Binds) -> O
     };
     reader.refuse(&item.at, quoted(&item.value), refusal);
     None
-}
-
-fn backend_of<'d>(
-    reader: &mut Reader<'d>,
-    table: &mut Table<'d>,
-    backends: Option<&[Option<Backend>]>,
-) -> Option<usize> {
-    table.require(reader, "backend", "the name of a [[backend]]");
-    let item = table.string(reader, "backend", "the name of a [[backend]]")?;
-    // With a broken backend, a name that is not found may be the broken one's.
-    let known: Vec<&Backend> = backends?
-        .iter()
-        .map(Option::as_ref)
-        .collect::<Option<_>>()?;
-    let found = known.iter().position(|backend| backend.name == item.value);
-    if found.is_none() {
-        let names: Vec<String> = known.iter().map(|backend| quoted(&backend.name)).collect();
-        let message = format!(
-            "no backend has this name; backends are: {}",
-            names.join(", ")
-        );
-        reader.refuse(&item.at, quoted(&item.value), message);
-    }
-    found
-}
-
-fn alpn<'d>(reader: &mut Reader<'d>, table: &mut Table<'d>) -> Vec<String> {
-    let expected = "protocol names, such as [\"h2\", \"http/1.1\"]";
-    let legal = |name: &str| (1..=255).contains(&name.len()).then(|| name.to_owned());
-    list(reader, table, "alpn", expected, legal).unwrap_or_default()
 }
 
 /// A list without repetition, each element turned by `accept`.
@@ -377,157 +285,6 @@ fn choice<'d, T: Copy>(
         );
     }
     chosen.map(|(_, value)| *value)
-}
-
-fn certificates<'d>(reader: &mut Reader<'d>, table: &mut Table<'d>) -> Vec<CertificateFiles> {
-    let Some(tables) = table.tables(reader, "certificate") else {
-        return Vec::new();
-    };
-    if tables.is_empty() {
-        let expected = "at least one [[listener.certificate]] with chain and key";
-        table.require(reader, "certificate", expected);
-    }
-    let mut certificates = Vec::with_capacity(tables.len());
-    for mut table in tables {
-        let chain = file(reader, &mut table, "chain");
-        let key = file(reader, &mut table, "key");
-        let mut names: Vec<String> = Vec::new();
-        let expected = "server names, such as [\"example.com\", \"*.example.com\"]";
-        for item in table
-            .strings(reader, "names", expected)
-            .into_iter()
-            .flat_map(|i| i.value)
-        {
-            match server_name::normalize(&item.value) {
-                Err(why) => reader.refuse(&item.at, quoted(&item.value), why),
-                Ok(name) if names.contains(&name) => {
-                    reader.refuse(&item.at, quoted(&item.value), "stands in the list twice");
-                }
-                Ok(name) => names.push(name),
-            }
-        }
-        table.finish(reader);
-        if let (Some((chain, chain_at)), Some((key, key_at))) = (chain, key) {
-            certificates.push(CertificateFiles {
-                chain,
-                key,
-                names,
-                chain_at,
-                key_at,
-            });
-        }
-    }
-    certificates
-}
-
-/// A path; a relative one starts at the configuration file's directory, wherever we are started.
-fn file<'d>(
-    reader: &mut Reader<'d>,
-    table: &mut Table<'d>,
-    key: &'static str,
-) -> Option<(PathBuf, Position)> {
-    table.require(reader, key, "the path of a PEM file");
-    let item = table.string(reader, key, "the path of a PEM file")?;
-    if item.value.is_empty() {
-        reader.refuse(&item.at, "\"\"", "expected the path of a PEM file");
-        return None;
-    }
-    let directory = item.at.file.parent().unwrap_or(Path::new(""));
-    Some((directory.join(&item.value), item.at))
-}
-
-/// `None` in the list: that backend has problems, which are noted.
-fn backends<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Option<Vec<Option<Backend>>> {
-    let tables = root.tables(reader, "backend")?;
-    if tables.is_empty() {
-        root.require(
-            reader,
-            "backend",
-            "at least one [[backend]] with name and [[backend.server]]",
-        );
-        return None;
-    }
-    let mut names = HashMap::new();
-    let mut backends = Vec::with_capacity(tables.len());
-    for mut table in tables {
-        let name = label(reader, &mut table, &mut names);
-        let choices = [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
-        let send_proxy_protocol = choice(reader, &mut table, "send_proxy_protocol", &choices);
-        let servers = servers(reader, &mut table);
-        table.finish(reader);
-        backends.push(name.map(|name| Backend {
-            name,
-            servers,
-            send_proxy_protocol,
-        }));
-    }
-    Some(backends)
-}
-
-fn servers<'d>(reader: &mut Reader<'d>, table: &mut Table<'d>) -> Vec<Server> {
-    let Some(tables) = table.tables(reader, "server") else {
-        return Vec::new();
-    };
-    if tables.is_empty() {
-        table.require(
-            reader,
-            "server",
-            "at least one [[backend.server]] with address",
-        );
-    }
-    let mut servers: Vec<Server> = Vec::with_capacity(tables.len());
-    for mut table in tables {
-        let expected = "\"host:port\" or \"unix:/path\"";
-        table.require(reader, "address", expected);
-        if let Some(item) = table.string(reader, "address", expected) {
-            match server_address(&item.value) {
-                Err(why) => reader.refuse(&item.at, quoted(&item.value), why),
-                Ok(address) if servers.iter().any(|server| server.address == address) => {
-                    let why = "stands in this backend twice; a server is named once";
-                    reader.refuse(&item.at, quoted(&item.value), why);
-                }
-                Ok(address) => servers.push(Server {
-                    address,
-                    address_at: item.at,
-                }),
-            }
-        }
-        table.finish(reader);
-    }
-    servers
-}
-
-fn server_address(text: &str) -> Result<ServerAddress, &'static str> {
-    const EXPECTED: &str = "expected \"host:port\" (\"[ip]:port\" for IPv6) or \"unix:/path\"";
-    if let Some(path) = text.strip_prefix("unix:") {
-        if !path.starts_with('/') || path.contains('\0') {
-            return Err("expected an absolute path after \"unix:\"");
-        }
-        if path.len() > UNIX_PATH_BYTES_MAX {
-            return Err("a Unix socket's path has at most 107 bytes (unix(7)); use a shorter one");
-        }
-        return Ok(ServerAddress::Unix(PathBuf::from(path)));
-    }
-    let (host, port) = text.rsplit_once(':').ok_or(EXPECTED)?;
-    let port = port
-        .parse()
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or("expected a port, 1 to 65535")?;
-    let host = match host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
-        Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
-        Some(_) => return Err("expected an IPv6 address between the brackets"),
-        None if host.parse::<std::net::Ipv4Addr>().is_ok() => host,
-        None if server_name::normalize(host).is_ok() && !host.contains('*') => host,
-        None => return Err(EXPECTED),
-    };
-    Ok(ServerAddress::Host {
-        host: host.to_owned(),
-        port,
-    })
 }
 
 fn tls<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Tls {

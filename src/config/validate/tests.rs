@@ -1,7 +1,7 @@
 use std::path::Path;
 
-use super::super::ConfigError;
 use super::*;
+use crate::config::{ConfigError, ServerAddress, UnknownName};
 
 const SMALLEST: &str = r#"
 [[listener]]

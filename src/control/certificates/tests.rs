@@ -75,17 +75,24 @@ impl Site {
         problem
     }
 
-    fn openssl(&self, arguments: &[&str]) {
+    /// Runs openssl here. `false`: it is not installed, and this is not CI.
+    fn openssl(&self, arguments: &[&str]) -> bool {
         let output = Command::new("openssl")
             .args(arguments)
             .current_dir(self.directory.path())
-            .output()
-            .expect("openssl is installed");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+            .output();
+        match output {
+            Ok(output) => {
+                let errors = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{errors}");
+                true
+            }
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "openssl in CI: {error}");
+                println!("skipped: openssl cannot be run: {error}");
+                false
+            }
+        }
     }
 }
 
@@ -199,7 +206,9 @@ fn keys_encrypted_either_way_get_the_command_that_decrypts_them() {
         ],
     ] {
         let site = site();
-        site.openssl(arguments);
+        if !site.openssl(arguments) {
+            return;
+        }
         std::fs::rename(site.path("out.pem"), site.path("key.pem")).expect("moved");
         let problem = site.problem();
         assert_eq!(problem.fault, Fault::Encrypted, "{problem}");
@@ -210,7 +219,9 @@ fn keys_encrypted_either_way_get_the_command_that_decrypts_them() {
 #[test]
 fn sec1_and_pkcs1_keys_are_read() {
     let ec = site();
-    ec.openssl(&["ec", "-in", "key.pem", "-out", "key.pem"]);
+    if !ec.openssl(&["ec", "-in", "key.pem", "-out", "key.pem"]) {
+        return;
+    }
     assert!(
         std::fs::read_to_string(ec.path("key.pem"))
             .expect("key")
@@ -218,7 +229,7 @@ fn sec1_and_pkcs1_keys_are_read() {
     );
     load(&ec.config(&[("chain.pem", "key.pem")], "")).expect("SEC1");
     let rsa = site();
-    rsa.openssl(&[
+    let made = rsa.openssl(&[
         "req",
         "-x509",
         "-newkey",
@@ -233,7 +244,8 @@ fn sec1_and_pkcs1_keys_are_read() {
         "-addext",
         "subjectAltName=DNS:r.example,IP:127.0.0.1",
     ]);
-    rsa.openssl(&["rsa", "-traditional", "-in", "key.pem", "-out", "key.pem"]);
+    let converted = rsa.openssl(&["rsa", "-traditional", "-in", "key.pem", "-out", "key.pem"]);
+    assert!(made && converted);
     let loaded = load(&rsa.config(&[("chain.pem", "key.pem")], "")).expect("PKCS#1");
     assert_eq!(loaded.certificates[0].key, "RSA 2048");
     assert_eq!(loaded.certificates[0].names, ["r.example"]);
