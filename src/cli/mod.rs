@@ -1,1 +1,4 @@
-//! TODO(skeleton)
+//! Commands and their exit codes.
+
+pub mod check;
+pub mod exit;
