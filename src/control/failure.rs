@@ -117,7 +117,7 @@ fn os_exit_code(error: &std::io::Error) -> u8 {
     }
 }
 
-/// A forbidden io_uring is a kernel that lacks it, whoever forbade it.
+/// A forbidden `io_uring` is a kernel that lacks it, whoever forbade it.
 fn ring_exit_code(error: &std::io::Error) -> u8 {
     match errno(error) {
         Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE => exit::OS,

@@ -99,7 +99,7 @@ pub struct Plan {
     pub cpus: Vec<Option<usize>>,
     /// Connections each worker holds.
     pub connections: u32,
-    /// RLIMIT_NOFILE, as raised.
+    /// `RLIMIT_NOFILE`, as raised.
     pub open_files: u64,
 }
 
@@ -290,7 +290,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
 }
 
 /// Linux 6.1 has all that the workers' rings need.
-fn check_kernel() -> Result<(), Failure> {
+pub fn check_kernel() -> Result<(), Failure> {
     let release = nix::sys::utsname::uname().map_or_else(
         |errno| errno.to_string(),
         |name| name.release().to_string_lossy().into_owned(),

@@ -92,6 +92,9 @@ impl Supervisor {
     ///
     /// # Errors
     /// The first worker's that failed; the others are stopped then.
+    ///
+    /// # Panics
+    /// When `process` counts another number of workers than `crew`: a defect of ours.
     pub async fn start<B>(crew: Crew, process: Arc<Process>, body: B) -> Result<Self, Failure>
     where
         B: Fn(Start, Ready) + Clone + Send + 'static,
@@ -291,6 +294,7 @@ pub(super) mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::telemetry::exposition::Observed;
 
     /// A worker that serves nobody and obeys.
     pub(in crate::control) fn obedient(start: Start, ready: Ready) {
@@ -352,7 +356,7 @@ pub(super) mod tests {
             let mut supervisor = Supervisor::start(crew, Arc::clone(&process), obedient)
                 .await
                 .unwrap();
-            assert!(process.workers.iter().all(|worker| worker.is_up()));
+            assert!(process.workers.iter().all(Observed::is_up));
             supervisor.send(&Command::Snapshot(Arc::new(empty())));
             supervisor.send(&Command::Drain {
                 timeout: Duration::ZERO,
@@ -363,7 +367,7 @@ pub(super) mod tests {
             assert_eq!(supervisor.running(), 0);
         });
         assert_eq!(process.sum(|counters| counters.accepted.get()), 3);
-        assert!(!process.workers.iter().any(|worker| worker.is_up()));
+        assert!(!process.workers.iter().any(Observed::is_up));
     }
 
     #[test]

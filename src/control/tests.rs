@@ -59,7 +59,7 @@ fn config(directory: &Path) -> Config {
         },
         limits: Limits {
             connections_per_worker: Some(10),
-            client_hello_bytes: 16384,
+            client_hello_bytes: 16_384,
         },
         timeouts: Timeouts {
             handshake: second,

@@ -18,7 +18,7 @@ pub struct Values {
     pub connections_per_worker: u32,
     /// `limits.client_hello_bytes`.
     pub client_hello_bytes: usize,
-    /// RLIMIT_NOFILE, as raised.
+    /// `RLIMIT_NOFILE`, as raised.
     pub open_files: u64,
 }
 

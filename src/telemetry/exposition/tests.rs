@@ -61,7 +61,11 @@ fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
         .collect();
     samples
         .iter()
-        .find(|sample| sample.0 == name && sample.1 == labels)
+        .find(|sample| {
+            // A histogram's `le` comes before the other labels.
+            let same = |label| sample.1.contains(label);
+            sample.0 == name && sample.1.len() == labels.len() && labels.iter().all(same)
+        })
         .unwrap_or_else(|| panic!("no {name} {labels:?}"))
         .2
 }
