@@ -34,11 +34,13 @@ pub(super) fn demo(listen: SocketAddr) -> Result<Ended, Failure> {
                 invite(*address, &files.chain);
             }
         }
-        Moment::Second => display.show(&Count::of(process)),
-        Moment::Draining => display.finish(&Count::of(process)),
-    })?;
-    say("Bye.");
-    Ok(ended)
+        Moment::Second | Moment::Draining => display.show(&Count::of(process)),
+        Moment::Ended => display.finish(&Count::of(process)),
+    });
+    if let Err(Failure::Address(_)) = &ended {
+        say("`portcullis demo --listen 127.0.0.1:0` takes any port that is free.");
+    }
+    ended
 }
 
 fn invite(address: SocketAddr, chain: &Path) {
@@ -213,7 +215,7 @@ impl Display {
         if self.terminal {
             say("");
         }
-        say(&format!("In all: {count}"));
+        say(&format!("Ended: {count}"));
     }
 }
 

@@ -58,7 +58,7 @@ pub enum Failure {
     /// Worker threads ended or panicked while they should have served.
     #[error(
         "worker {} ended by a defect of Portcullis; the others were drained. Please report the \
-         panic message above",
+         messages above",
         list(.workers)
     )]
     Workers {

@@ -2,8 +2,8 @@
 //! count, and ends them. It never sees a client's byte.
 //!
 //! # Start
-//! configuration → certificates → descriptor limit → topology and capacity → runtime → addresses →
-//! names → access log → workers → admin → signals. What can fail for a reason of the operator's
+//! configuration → certificates → descriptor limit → topology and capacity → runtime → signals →
+//! addresses → names → access log → workers → admin. What can fail for a reason of the operator's
 //! fails before the first worker starts.
 //!
 //! # End
@@ -64,6 +64,8 @@ pub enum Moment<'a> {
     Second,
     /// Asked to end.
     Draining,
+    /// Every worker has ended, or is given up.
+    Ended,
 }
 
 /// Runs Portcullis until it is told to end. `observe` is called on the control thread and must not
@@ -82,7 +84,6 @@ fn run_with(
     tracing::info!("portcullis {} starts", env!("CARGO_PKG_VERSION"));
     let plan = plan(config)?;
     check_kernel()?;
-    hide_memory();
     let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
         .map_err(|source| Failure::ControlRing { source })?;
     runtime.block_on(serve(plan, observe, body))
@@ -107,6 +108,7 @@ pub struct Plan {
 /// port and starts no thread: `check` ends here.
 pub fn plan(config: Config) -> Result<Plan, Failure> {
     let configuration = |problems| Failure::Configuration { problems };
+    hide_memory();
     let terms = seams::certificates(&config).map_err(configuration)?;
     let open_files = raise_descriptor_limit()?;
     let cpus = seams::workers(&config.workers).map_err(|problem| configuration(vec![problem]))?;
@@ -126,6 +128,7 @@ async fn serve(
     observe: impl FnMut(Moment<'_>, &Process),
     body: impl Fn(Start, Ready) + Clone + Send + 'static,
 ) -> Result<Ended, Failure> {
+    let mut signals = Signals::install()?;
     let config = &plan.config;
     let binds = addresses::claim(&config.listeners)?;
     let admin = match &config.admin {
@@ -136,7 +139,10 @@ async fn serve(
         what: "start the resolver's thread",
         source,
     })?;
-    let addresses = resolver.first().await;
+    let addresses = tokio::select! {
+        addresses = resolver.first() => addresses,
+        () = signals.end() => return Ok(Ended::Drained),
+    };
     let process = Arc::new(Process::new(plan.cpus.len(), SystemTime::now()));
     let (records, access_log) = open_access_log(config, &process)?;
     let listening: Vec<SocketAddr> = binds.iter().map(|bind| bind.address).collect();
@@ -153,7 +159,6 @@ async fn serve(
     if let Some(listener) = admin {
         tokio::task::spawn_local(admin::serve(listener, Rc::clone(&status)));
     }
-    let mut signals = Signals::install()?;
     let (written, stop_writing) = write_access_log(access_log);
     let mut control = Control {
         watch: Watch::new(plan.cpus.len()),
@@ -163,12 +168,14 @@ async fn serve(
         resolver,
         status,
         observe,
+        asked: false,
         draining: None,
         lost: Vec::new(),
     };
     tracing::info!("ready");
     (control.observe)(Moment::Ready(&listening), &control.process);
     let ended = control.steer(&mut signals).await;
+    (control.observe)(Moment::Ended, &control.process);
     drop(stop_writing);
     if tokio::time::timeout(ACCESS_LOG_END_TIMEOUT, written)
         .await
@@ -188,6 +195,8 @@ struct Control<O> {
     watch: Watch,
     status: Rc<admin::Status>,
     observe: O,
+    /// Asked to end by a signal.
+    asked: bool,
     /// When draining must be over; `None`: serving.
     draining: Option<Instant>,
     /// Workers that ended by a defect.
@@ -204,12 +213,15 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
         while self.supervisor.running() > 0 {
             tokio::select! {
                 signal = signals.next() => match signal {
-                    Signal::End(number) if self.draining.is_some() => {
+                    Signal::End(number) if self.asked => {
                         tracing::warn!("asked to end a second time: cutting what is left");
                         self.supervisor.stop().await;
                         return Ok(Ended::Signalled(number));
                     }
-                    Signal::End(_) => self.drain("asked to end"),
+                    Signal::End(_) => {
+                        self.asked = true;
+                        self.drain("asked to end");
+                    }
                     Signal::Reload => tracing::warn!(
                         "SIGHUP: this version cannot reload; restart it to use a new configuration"
                     ),

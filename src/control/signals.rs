@@ -37,7 +37,12 @@ impl Signals {
         })
     }
 
-    /// Waits for the next signal.
+    /// Waits until asked to end; reloads are ignored, because nothing runs yet.
+    pub async fn end(&mut self) {
+        while self.next().await == Signal::Reload {}
+    }
+
+    /// Waits for the next signal. Safe to cancel.
     pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.terminate.recv() => Signal::End(SignalKind::terminate().as_raw_value()),

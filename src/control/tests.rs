@@ -117,6 +117,7 @@ fn a_run_serves_its_admin_endpoint_drains_on_sigterm_and_tells_a_lost_worker() {
                 }
                 Moment::Second => "second",
                 Moment::Draining => "draining",
+                Moment::Ended => "ended",
             });
         },
         supervisor::tests::obedient,
@@ -126,6 +127,7 @@ fn a_run_serves_its_admin_endpoint_drains_on_sigterm_and_tells_a_lost_worker() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(moments.borrow().first(), Some(&"ready"));
     assert!(moments.borrow().contains(&"draining"));
+    assert_eq!(moments.borrow().last(), Some(&"ended"));
 
     // A run whose second worker panics: the first is drained.
     let ended = run_with(
@@ -157,7 +159,7 @@ fn a_run_serves_its_admin_endpoint_drains_on_sigterm_and_tells_a_lost_worker() {
         |moment, _| match moment {
             Moment::Ready(_) => signal::raise(Number::SIGTERM).unwrap(),
             Moment::Draining => signal::raise(Number::SIGINT).unwrap(),
-            Moment::Second => {}
+            Moment::Second | Moment::Ended => {}
         },
         stubborn,
     );

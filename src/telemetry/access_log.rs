@@ -356,6 +356,29 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_hangs_holds_up_neither_the_control_thread_nor_its_end() {
+        use std::os::unix::fs::OpenOptionsExt as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _reader_that_never_reads = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
+            .open(&path)
+            .unwrap();
+        let process = Arc::new(Process::new(1, SystemTime::now()));
+        let (mut producer, queue) = rtrb::RingBuffer::new(1000);
+        while producer.push(record()).is_ok() {}
+        let in_time = tokio_uring::start(async {
+            let mut log =
+                AccessLog::open(&path, names(), vec![queue], Arc::clone(&process)).unwrap();
+            tokio::time::timeout(Duration::from_millis(100), log.drain()).await
+        });
+        assert!(in_time.is_err(), "the pipe took more than it holds");
+    }
+
+    #[test]
     fn a_failed_write_is_counted_and_stops_nothing() {
         let process = Arc::new(Process::new(1, SystemTime::now()));
         let (mut producer, queue) = rtrb::RingBuffer::new(4);
