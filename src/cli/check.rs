@@ -5,12 +5,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use crate::cli::exit;
 use crate::config::{Config, ConfigError, ServerAddress};
 use crate::control::capacity::{self, CapacityError, DESCRIPTORS_PER_CONNECTION};
 use crate::control::certificates::{self, CertificateProblem, Description, Fault};
-use crate::control::topology;
+use crate::control::{exit, topology};
 use crate::limits::CONNECTIONS_PER_WORKER_MAX;
+use crate::sys::probe::{self, ProbeError};
 use crate::tls::provider::{Cpu, suite_order};
 
 /// Days before a certificate's expiry from which on `check` warns: two weeks are what is left when
@@ -21,7 +21,7 @@ const EXPIRY_WARNING_DAYS: i64 = 14;
 const WIDTH: usize = 100;
 
 /// Checks a configuration and prints the report; problems go to standard error.
-pub fn run(config_path: &Path) -> ExitCode {
+pub(super) fn run(config_path: &Path) -> ExitCode {
     let report = report(config_path, SystemTime::now());
     // A closed pipe takes nothing from the verdict, which is the exit code.
     let _printed = std::io::stdout().write_all(report.text.as_bytes());
@@ -31,13 +31,13 @@ pub fn run(config_path: &Path) -> ExitCode {
 
 /// What `check` found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub(super) struct Report {
     /// For standard output.
-    pub text: String,
+    text: String,
     /// For standard error; empty when nothing is wrong.
-    pub problems: String,
+    problems: String,
     /// One of [`exit`].
-    pub exit_code: u8,
+    exit_code: u8,
 }
 
 impl Report {
@@ -91,7 +91,7 @@ fn wrap(out: &mut String, first: &str, next: &str, text: &str) {
 }
 
 /// Checks a configuration as of a time.
-pub fn report(config_path: &Path, now: SystemTime) -> Report {
+pub(super) fn report(config_path: &Path, now: SystemTime) -> Report {
     let mut report = Report::default();
     let config = match Config::load(config_path) {
         Ok(config) => config,
@@ -244,33 +244,31 @@ fn tls_section(report: &mut Report, config: &Config) {
 /// What the kernel must have. `sys::probe` adds the ring's features here.
 fn kernel(report: &mut Report) {
     report.heading("Kernel");
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
-    report.line(&format!("release {release}; 6.1 or newer is needed"));
-    if kernel_version(release).is_some_and(|version| version < (6, 1)) {
-        let message = format!("kernel {release} is too old: 6.1 or newer is needed; upgrade it");
-        report.problem(exit::UNAVAILABLE, &message);
-    }
-    match capacity::sysctl("kernel/io_uring_disabled") {
-        Some(2) => report.problem(
-            exit::UNAVAILABLE,
-            "io_uring is switched off for everyone (kernel.io_uring_disabled = 2); switch it on: \
-             sysctl -w kernel.io_uring_disabled=0",
-        ),
-        Some(1) => report.warn(
-            "io_uring is only for CAP_SYS_ADMIN and the group kernel.io_uring_group \
-             (kernel.io_uring_disabled = 1)",
-        ),
-        _ => {}
+    match probe::report() {
+        Ok(found) => {
+            report.line(&format!(
+                "release {}; {} or newer is needed, and io_uring works",
+                found.kernel,
+                probe::KERNEL_MIN
+            ));
+            for feature in &found.features {
+                let has = if feature.available { "yes" } else { "no " };
+                report.line(&format!(
+                    "{has}  {:<34} since {:<5} {}",
+                    feature.name, feature.since, feature.purpose
+                ));
+            }
+        }
+        Err(error) => {
+            let code = match error {
+                ProbeError::Memory { .. } => exit::OS,
+                _ => exit::UNAVAILABLE,
+            };
+            report.problem(code, &error.to_string());
+        }
     }
     let somaxconn = capacity::sysctl("net/core/somaxconn").unwrap_or(0);
     report.line(&format!("net.core.somaxconn {somaxconn} (cuts every listener's backlog)"));
-}
-
-fn kernel_version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(['.', '-']);
-    let major = numbers.next()?.parse().ok()?;
-    Some((major, numbers.next()?.parse().ok()?))
 }
 
 fn worker_section(report: &mut Report, config: &Config) {

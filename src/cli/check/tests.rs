@@ -126,11 +126,3 @@ fn dates_are_those_of_the_calendar() {
     assert_eq!(date(4_107_542_400), "2100-03-01");
     assert_eq!(date(-1), "1969-12-31");
 }
-
-#[test]
-fn kernel_releases_are_compared_by_number() {
-    assert_eq!(kernel_version("6.12.3-amd64"), Some((6, 12)));
-    assert_eq!(kernel_version("5.15-generic"), Some((5, 15)));
-    assert!(kernel_version("6.1.0") >= Some((6, 1)));
-    assert_eq!(kernel_version("odd"), None);
-}
