@@ -49,13 +49,13 @@ impl Scene {
     }
 }
 
-/// The bytes of a genuine ClientHello, in one record.
+/// The bytes of a genuine `ClientHello`, in one record.
 fn client_hello() -> Vec<u8> {
     let (_, hello) = started();
     hello
 }
 
-/// A client that has made its ClientHello but not sent it.
+/// A client that has made its `ClientHello` but not sent it.
 fn started() -> (ClientConnection, Vec<u8>) {
     let name = ServerName::try_from(NAME).unwrap();
     let mut connection = ClientConnection::new(Arc::new(client::config()), name).unwrap();
@@ -183,7 +183,7 @@ fn a_client_hello_in_one_byte_pieces_succeeds() {
     server.wait_closed("finished", 2);
 }
 
-/// A ClientHello split over many records (RFC 8446 section 5.1 allows it) succeeds.
+/// A `ClientHello` split over many records (RFC 8446 section 5.1 allows it) succeeds.
 #[test]
 fn a_client_hello_in_many_records_succeeds() {
     let scene = Scene::new();

@@ -20,7 +20,7 @@ fn origin(program: &Path, listen: &str) -> Peer {
     let peer = nginx(
         program,
         listen,
-        "client_max_body_size 64m;\n  location /upload { return 200 \"$content_length\"; }",
+        "client_max_body_size 64m;\n  location /upload/ { dav_methods PUT; create_full_put_path on; }",
     );
     let files = peer.dir.path().join("files");
     std::fs::write(files.join("small.txt"), "a small file\n").unwrap();
@@ -71,16 +71,17 @@ fn curl_compares_files(listen: &str, alpn: &str, option: &str, version: &str) {
         let sent = std::fs::read(origin.dir.path().join("files").join(file)).unwrap();
         assert!(got == sent, "{file} arrived changed ({} bytes)", got.len());
     }
-    let mut upload = curl(&curl_program, &server, option, "/upload", &out);
-    upload.arg("--data-binary").arg(format!(
-        "@{}",
-        origin.dir.path().join("files/large.bin").display()
-    ));
+    let files = origin.dir.path().join("files");
+    let mut upload = curl(&curl_program, &server, option, "/upload/large.bin", &out);
+    upload.arg("--upload-file").arg(files.join("large.bin"));
     let output = all(&run(&mut upload, b"", LIMIT));
-    assert_eq!(output, format!("version {version} status 200\n"));
-    assert_eq!(
-        std::fs::read_to_string(&out).unwrap(),
-        FILE_BYTES.to_string()
+    assert_eq!(output, format!("version {version} status 201\n"));
+    let got = std::fs::read(files.join("upload/large.bin")).unwrap();
+    let sent = std::fs::read(files.join("large.bin")).unwrap();
+    assert!(
+        got == sent,
+        "the upload arrived changed ({} bytes)",
+        got.len()
     );
     server.wait_handshakes("ok", 3);
 }

@@ -16,7 +16,7 @@ const QUIET: Duration = Duration::from_millis(200);
 fn cpu_of_one_second(server: &Server) -> Duration {
     let before = server.process.cpu_time();
     std::thread::sleep(Duration::from_secs(1));
-    server.process.cpu_time() - before
+    server.process.cpu_time().saturating_sub(before)
 }
 
 fn open(server: &Server, count: usize) -> Vec<Tls> {

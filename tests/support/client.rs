@@ -125,7 +125,7 @@ pub(crate) fn finish(mut tls: Tls) {
 
 /// Makes the close of `stream` a reset.
 pub(crate) fn reset_at_close(stream: &TcpStream) {
-    let linger = nix::libc::linger {
+    let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
     };

@@ -43,7 +43,7 @@ impl Metrics {
     }
 }
 
-/// Parses one sample line of the Prometheus text format, version 0.0.4 or OpenMetrics 1.0.
+/// Parses one sample line of the Prometheus text format, version 0.0.4 or `OpenMetrics` 1.0.
 pub(crate) fn sample(line: &str) -> Option<Sample> {
     let name_end = line.find(['{', ' '])?;
     let name = &line[..name_end];

@@ -48,6 +48,10 @@ pub(crate) struct Setup {
 impl Setup {
     /// One worker, one listener on an address of its own, one ECDSA certificate for [`NAME`], and
     /// a backend with one server.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a backend is made for its server"
+    )]
     pub(crate) fn new(server: impl ToString) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let leaf = certificates::leaf(dir.path(), Kind::Ecdsa, &[NAME]);
@@ -112,8 +116,9 @@ impl Setup {
         for (files, names) in &self.certificates {
             write!(
                 toml,
-                "\n[[listener.certificate]]\nchain = {:?}\nkey = {:?}\n",
-                files.chain, files.key
+                "\n[[listener.certificate]]\nchain = \"{}\"\nkey = \"{}\"\n",
+                files.chain.display(),
+                files.key.display()
             )
             .unwrap();
             if !names.is_empty() {
@@ -129,9 +134,9 @@ impl Setup {
         }
         write!(
             toml,
-            "\n[admin]\nbind = \"{}\"\n\n[access_log]\npath = {:?}\n\n{}",
+            "\n[admin]\nbind = \"{}\"\n\n[access_log]\npath = \"{}\"\n\n{}",
             self.admin,
-            self.dir.path().join("access.log"),
+            self.dir.path().join("access.log").display(),
             self.tables
         )
         .unwrap();
