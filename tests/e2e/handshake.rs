@@ -451,8 +451,8 @@ fn gnutls_verifies_the_chain_and_negotiates_each_version() {
         server.address.port().to_string(),
     );
     for (priority, shown) in [
-        ("NORMAL:-VERS-ALL:+VERS-TLS1.3", "(TLS1.3)"),
-        ("NORMAL:-VERS-ALL:+VERS-TLS1.2", "(TLS1.2)"),
+        ("NORMAL:-VERS-ALL:+VERS-TLS1.3", "(TLS1.3"),
+        ("NORMAL:-VERS-ALL:+VERS-TLS1.2", "(TLS1.2"),
         ("NORMAL:-GROUP-ALL:+GROUP-SECP384R1", "SECP384R1"),
         ("NORMAL:-GROUP-ALL:+GROUP-SECP256R1", "SECP256R1"),
     ] {

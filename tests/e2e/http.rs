@@ -96,23 +96,19 @@ fn curl_reaches_nginx_over_http_1_1() {
     curl_compares_files("", "http/1.1", "--http1.1", "1.1");
 }
 
-/// The number before or behind a word of a report, such as `failed` in `0 failed`.
-fn number(report: &str, pattern: &str) -> u64 {
-    let line = report
+/// The number behind a label that ends with a colon, or before any other word of a report.
+fn number(report: &str, label: &str) -> u64 {
+    let (before, behind) = report
         .lines()
-        .find(|line| line.contains(pattern))
-        .unwrap_or_else(|| panic!("no {pattern:?} in {report}"));
-    let at = line.find(pattern).unwrap();
-    let before = line[..at].split_whitespace().last().unwrap_or_default();
-    let behind = line[at + pattern.len()..]
-        .split_whitespace()
-        .next()
-        .unwrap_or_default();
-    behind
-        .trim_end_matches(',')
-        .parse()
-        .or_else(|_| before.parse())
-        .unwrap_or_else(|_| panic!("no number at {pattern:?}: {line}"))
+        .find_map(|line| line.split_once(label))
+        .unwrap_or_else(|| panic!("no {label:?} in {report}"));
+    let word = if label.ends_with(':') {
+        behind.split_whitespace().next()
+    } else {
+        before.split_whitespace().last()
+    };
+    word.and_then(|word| word.parse().ok())
+        .unwrap_or_else(|| panic!("no number at {label:?} in {report}"))
 }
 
 fn h2load(listen: &str, alpn: &str, clients: u32) {
