@@ -77,7 +77,7 @@ fn a_full_worker_pauses_accept_quietly_and_goes_on_when_there_is_room() {
     assert!(
         server
             .metrics()
-            .get("portcullis_limits_total{limit=\"connections_per_worker\"}")
+            .get("portcullis_limit_reached_total{limit=\"connections_per_worker\"}")
             >= 1.0
     );
 }

@@ -27,7 +27,10 @@ fn every_metric_has_help_and_type_and_a_name_of_ours() {
             assert!(described.insert(name), "described twice: {name}");
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            assert!(
+                ["counter", "gauge", "histogram", "info"].contains(&kind),
+                "{line}"
+            );
             assert!(typed.insert(name), "typed twice: {name}");
         } else if !line.starts_with('#') {
             let sample = metrics::sample(line).unwrap_or_else(|| panic!("{line:?}"));
@@ -37,7 +40,7 @@ fn every_metric_has_help_and_type_and_a_name_of_ours() {
                 "series twice: {line}"
             );
             // Counters are described with or without `_total` (Prometheus text or OpenMetrics).
-            let names = ["", "_total", "_bucket", "_sum", "_count"];
+            let names = ["", "_total", "_bucket", "_sum", "_count", "_info"];
             let known = |set: &HashSet<&str>| {
                 names.iter().any(|suffix| {
                     sample
@@ -68,7 +71,7 @@ fn histograms_are_cumulative_and_count_each_connection() {
         .0
         .iter()
         .filter(|sample| sample.name.ends_with("_bucket"))
-        .filter(|sample| sample.labels.get("span").map(String::as_str) == Some("total"))
+        .filter(|sample| sample.labels.get("stage").map(String::as_str) == Some("total"))
         .collect();
     assert!(buckets.len() > 10, "{metrics:?}");
     let mut last = (0.0, 0.0);
