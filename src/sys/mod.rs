@@ -9,8 +9,8 @@
 //!   kernel has handed it over, and hands it back to the kernel only when it is no longer lent.
 //!
 //! A connection can therefore be dropped, or panic, at any time without the kernel writing to
-//! memory that somebody else has got. When a ring is dropped its descriptor is closed first: the
-//! kernel cancels and reaps what is in flight before the memory goes.
+//! memory that somebody else has got. A ring that is dropped first cancels what is in flight and
+//! waits until it is (`IORING_REGISTER_SYNC_CANCEL`, Linux 6.0); then its memory goes.
 
 mod address;
 pub mod enter;

@@ -8,14 +8,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use io_uring::types::{DestinationSlot, Fd, Fixed};
+use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::sys::eventfd::EventFd;
 
 use crate::io::{
     Address, Buffer, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
 };
-use crate::limits::RECEIVE_BUFFER_BYTES;
+use crate::limits::{RECEIVE_BUFFER_BYTES, RECORD_PAYLOAD_BYTES_MAX};
 
 use super::address::SocketAddress;
 use super::enter::RingFd;
@@ -146,6 +146,10 @@ impl Ring {
             }
             drop(queue);
             self.submit_queued(0, None);
+            // The kernel takes no more while completions overflow: take them out of its way.
+            let mut answered = std::mem::take(&mut self.answered);
+            self.reap(&mut answered);
+            self.answered = answered;
         }
     }
 
@@ -278,7 +282,6 @@ impl Ring {
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
-        completions.append(&mut self.answered);
         loop {
             let Some(entry) = self.uring.completion().next() else {
                 return;
@@ -391,9 +394,8 @@ impl Io for Ring {
             Operation::Send { side, buffer } => self.send(token, side, buffer),
             Operation::Connect { address } => self.connect(token, &address),
             Operation::Recv { side } => {
-                #[expect(clippy::cast_possible_truncation, reason = "a few ten KiB")]
-                let length = RECEIVE_BUFFER_BYTES as u32;
-                let entry = opcode::Recv::new(file(token, side), std::ptr::null_mut(), length)
+                let into = std::ptr::null_mut();
+                let entry = opcode::Recv::new(file(token, side), into, receive_bytes(side))
                     .buf_group(GROUP)
                     .build()
                     .flags(squeue::Flags::BUFFER_SELECT)
@@ -432,6 +434,7 @@ impl Io for Ring {
         let timeout = deadline.map(|deadline| deadline.since(self.now()));
         let waits = self.answered.is_empty() && timeout.is_none_or(|timeout| !timeout.is_zero());
         self.submit_queued(u32::from(waits), timeout);
+        completions.append(&mut self.answered);
         self.reap(completions);
     }
 
@@ -452,8 +455,31 @@ impl Io for Ring {
     }
 }
 
+/// Bytes of one receive, at most. From a server: what fills whole records, so that a busy stream
+/// is not cut into long and short ones.
+#[expect(clippy::cast_possible_truncation, reason = "a few ten KiB")]
+fn receive_bytes(side: Side) -> u32 {
+    match side {
+        Side::Client => RECEIVE_BUFFER_BYTES as u32,
+        Side::Server => {
+            (RECEIVE_BUFFER_BYTES - RECEIVE_BUFFER_BYTES % RECORD_PAYLOAD_BYTES_MAX) as u32
+        }
+    }
+}
+
 fn file(token: Token, side: Side) -> Fixed {
     Fixed(token.slot * 2 + side as u32)
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // Closing a ring cancels what is in flight some time later; the memory lent to it goes
+        // now. ENOENT: nothing was in flight.
+        let _nothing_in_flight = self
+            .uring
+            .submitter()
+            .register_sync_cancel(None, CancelBuilder::any());
+    }
 }
 
 fn destination(token: Token, side: Side) -> Option<DestinationSlot> {
