@@ -148,8 +148,8 @@ fn a_client_hello_without_end_stops_at_its_limit() {
     let mut stream = client::tcp(scene.server.address).unwrap();
     let mut record = vec![22, 3, 1, 0x10, 0x00];
     record.resize(5 + 0x1000, 0);
-    // A handshake message, type 1, of 2^24 - 1 bytes.
-    record[5..9].copy_from_slice(&[1, 0xff, 0xff, 0xff]);
+    // A handshake message, type 1, of 60,000 bytes.
+    record[5..9].copy_from_slice(&[1, 0x00, 0xea, 0x60]);
     let mut sent = 0;
     while sent < 1 << 20 && stream.write_all(&record).is_ok() {
         sent += record.len();

@@ -58,8 +58,9 @@ fn a_full_worker_pauses_accept_quietly_and_goes_on_when_there_is_room() {
             .filter(|line| line.contains("connections_per_worker"))
             .count()
     };
-    let log = server.log();
-    assert_eq!(mentions(&log), 1, "{log}");
+    eventually("the log says so", || {
+        (mentions(&server.log()) > 0).then_some(())
+    });
 
     // Room for all: the waiting ones are served in their turn.
     inside.into_iter().for_each(client::finish);
@@ -80,6 +81,8 @@ fn a_full_worker_pauses_accept_quietly_and_goes_on_when_there_is_room() {
             .get("portcullis_limit_reached_total{limit=\"connections_per_worker\"}")
             >= 1.0
     );
+    let log = server.log();
+    assert_eq!(mentions(&log), 1, "{log}");
 }
 
 #[test]

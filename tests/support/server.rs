@@ -235,16 +235,24 @@ impl Server {
     /// Waits until the sum of the selected series is `value`.
     #[track_caller]
     pub(crate) fn wait_metric(&self, selector: &str, value: f64) {
-        let mut last = None;
         let deadline = std::time::Instant::now() + super::SOON;
-        while std::time::Instant::now() < deadline {
-            last = self.metrics().find(selector);
-            if last.unwrap_or(0.0) >= value {
-                break;
-            }
+        let mut metrics = self.metrics();
+        while metrics.get(selector) < value && std::time::Instant::now() < deadline {
             std::thread::sleep(std::time::Duration::from_millis(10));
+            metrics = self.metrics();
         }
-        assert_eq!(last.unwrap_or(0.0), value, "{selector} (was {last:?})");
+        let name = selector.split('{').next().unwrap();
+        let others: Vec<_> = metrics
+            .0
+            .iter()
+            .filter(|sample| sample.name == name && sample.value != 0.0)
+            .map(|sample| format!("{:?} {}", sample.labels, sample.value))
+            .collect();
+        assert_eq!(
+            metrics.get(selector),
+            value,
+            "{selector}; there is {others:#?}"
+        );
     }
 
     /// Waits for `count` handshakes that ended so.
