@@ -380,7 +380,11 @@ fn no_shared_suite_and_no_shared_group_are_told_apart() {
     let server = Setup::new(greeter())
         .tables("[tls]\ngroups = [\"X25519\"]")
         .start();
-    let output = s_client(&openssl, &server, &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"]);
+    let output = s_client(
+        &openssl,
+        &server,
+        &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"],
+    );
     assert!(output.contains("SSL alert number 40"), "{output}");
     server.wait_handshakes("no_shared_cipher", 1);
     for version in ["-tls1_2", "-tls1_3"] {

@@ -44,6 +44,7 @@ impl std::fmt::Display for Peer {
 
 impl Peer {
     fn start(dir: tempfile::TempDir, address: SocketAddr, command: &mut Command) -> Self {
+        super::process::raise_descriptor_limit();
         let log = std::fs::File::create(dir.path().join("output")).unwrap();
         let mut process = Process::spawn(
             command

@@ -75,6 +75,17 @@ impl From<Child> for Process {
     }
 }
 
+/// Raises the limit of open descriptors to the most that is allowed, for this process and its
+/// children: shells start with 1,024, and some tests are clients a thousand times over.
+pub(crate) fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    static RAISED: std::sync::Once = std::sync::Once::new();
+    RAISED.call_once(|| {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    });
+}
+
 /// Runs `command` to its end with the given standard input, and fails when it takes longer than
 /// `limit`. Standard output and error are collected whole.
 pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> Output {

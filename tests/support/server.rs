@@ -53,6 +53,7 @@ impl Setup {
         reason = "a backend is made for its server"
     )]
     pub(crate) fn new(server: impl ToString) -> Self {
+        super::process::raise_descriptor_limit();
         let dir = tempfile::tempdir().unwrap();
         let leaf = certificates::leaf(dir.path(), Kind::Ecdsa, &[NAME]);
         Self {
