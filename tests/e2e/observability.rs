@@ -111,7 +111,8 @@ fn bytes_states_and_loop_turns_are_counted() {
 
 #[test]
 fn one_access_log_record_tells_a_connections_whole_story() {
-    let server = Setup::new(Backend::echo())
+    let backend = Backend::echo();
+    let server = Setup::new(&backend)
         .listener("alpn = [\"h2\", \"http/1.1\"]")
         .start();
     let mut config = client::config();
@@ -129,6 +130,7 @@ fn one_access_log_record_tells_a_connections_whole_story() {
         ("handshake", "ok"),
         ("version", "TLSv1.3"),
         ("backend", "app"),
+        ("server", &backend.to_string()),
         ("reason", "finished"),
     ] {
         assert_eq!(record[key], value, "{key} in {record}");
@@ -140,6 +142,14 @@ fn one_access_log_record_tells_a_connections_whole_story() {
         "{record}"
     );
     assert!(record["group"].is_string(), "{record}");
+    let time = record["time"].as_str().unwrap();
+    assert!(time.starts_with("20") && time.ends_with('Z'), "{record}");
+    let total = record["total_ms"].as_f64().unwrap();
+    for part in ["client_hello_ms", "handshake_ms", "connect_ms"] {
+        let part = record[part].as_f64().unwrap();
+        assert!(part >= 0.0 && part <= total, "{record}");
+    }
+    assert!(total > 0.0, "{record}");
 }
 
 #[test]
