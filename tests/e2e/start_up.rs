@@ -101,6 +101,7 @@ fn an_unknown_key_is_an_error_with_file_and_line() {
 #[test]
 fn an_unknown_backend_is_an_error() {
     let setup = Setup::new(Backend::echo());
+    let line = line_of(&setup, "backend =");
     let config = setup.write();
     let toml = setup
         .toml()
