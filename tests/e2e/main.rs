@@ -1,1 +1,28 @@
-fn main() {}
+//! The real binary against real peers, one module per topic.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its helpers stand outside #[test] functions"
+)]
+#![allow(
+    clippy::float_cmp,
+    reason = "metrics are whole numbers below 2^53, which f64 holds exactly"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input;
+mod content;
+mod handshake;
+mod http;
+mod limits;
+mod observability;
+mod proxy_protocol;
+mod relay;
+mod shutdown;
+mod start_up;
+mod workers;

@@ -1,0 +1,103 @@
+//! Certificates made at run time: one authority per process, leaves per test.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize,
+};
+use rustls::pki_types::CertificateDer;
+
+/// PEM files of one certificate.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    pub(crate) chain: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// The kind of a leaf's key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    Ecdsa,
+    Rsa,
+}
+
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    der: CertificateDer<'static>,
+    pem: String,
+}
+
+fn authority() -> &'static Authority {
+    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
+    AUTHORITY.get_or_init(|| {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Test authority");
+        let certificate = params.self_signed(&key).unwrap();
+        Authority {
+            der: certificate.der().clone(),
+            pem: certificate.pem(),
+            issuer: Issuer::new(params, key),
+        }
+    })
+}
+
+/// The authority's certificate, for rustls clients.
+pub(crate) fn authority_der() -> CertificateDer<'static> {
+    authority().der.clone()
+}
+
+/// Writes the authority's certificate into `dir`, for command-line clients.
+pub(crate) fn authority_file(dir: &Path) -> PathBuf {
+    let path = dir.join("authority.pem");
+    std::fs::write(&path, &authority().pem).unwrap();
+    path
+}
+
+/// A valid certificate for `names`, written into `dir`.
+pub(crate) fn leaf(dir: &Path, kind: Kind, names: &[&str]) -> Files {
+    leaf_with(dir, kind, names, |_| {})
+}
+
+/// A certificate that ran out long ago, written into `dir`.
+pub(crate) fn expired(dir: &Path, names: &[&str]) -> Files {
+    leaf_with(dir, Kind::Ecdsa, names, |params| {
+        params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    })
+}
+
+fn leaf_with(
+    dir: &Path,
+    kind: Kind,
+    names: &[&str],
+    change: impl FnOnce(&mut CertificateParams),
+) -> Files {
+    let key = match kind {
+        Kind::Ecdsa => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(),
+        Kind::Rsa => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(),
+    };
+    let names_owned: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(names_owned).unwrap();
+    params.distinguished_name.push(DnType::CommonName, names[0]);
+    params.not_after = rcgen::date_time_ymd(2099, 12, 31);
+    change(&mut params);
+    let certificate = params.signed_by(&key, &authority().issuer).unwrap();
+    let stem = format!("{}-{kind:?}", names[0].replace('*', "any")).to_lowercase();
+    let files = Files {
+        chain: dir.join(format!("{stem}.pem")),
+        key: dir.join(format!("{stem}.key")),
+    };
+    std::fs::write(&files.chain, certificate.pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+    files
+}
