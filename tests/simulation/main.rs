@@ -1,1 +1,82 @@
-fn main() {}
+//! The worker on a simulated kernel, network and clock; one seed decides everything.
+//!
+//! - `cargo test --test simulation`: fixed seeds and hand-written scenarios.
+//! - `PORTCULLIS_SEED=123 cargo test --test simulation replay -- --nocapture`: one seed again.
+//! - `PORTCULLIS_SEEDS=1000 cargo test --test simulation seeds`: a wider sweep.
+//!
+//! Reading order: `run` (one run), `conversation` (the laws), `faults` (what goes wrong), `client`
+//! and `server` (the model peers), `world` (events), `network` (TCP), `sim_io` and `execute` (the
+//! kernel).
+
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends at what it did not expect"
+)]
+
+mod client;
+mod conversation;
+mod execute;
+mod faults;
+mod kernel_tests;
+mod network;
+mod pattern;
+mod random;
+mod receive_buffers;
+mod run;
+mod scenarios;
+mod server;
+mod sim_io;
+mod trust;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use run::{Outcome, Setting};
+
+/// Seeds that each test run covers; `PORTCULLIS_SEEDS` replaces the number.
+const SEEDS: u64 = 150;
+
+fn number_from(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    let number = text.parse();
+    Some(number.unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
+}
+
+fn run_seed(seed: u64) -> Outcome {
+    let result = catch_unwind(AssertUnwindSafe(|| Setting::draw(seed).run()));
+    result.unwrap_or_else(|panic| {
+        eprintln!(
+            "seed {seed} failed; to replay it:\n    \
+             PORTCULLIS_SEED={seed} cargo test --test simulation replay -- --nocapture"
+        );
+        resume_unwind(panic)
+    })
+}
+
+#[test]
+fn seeds_keep_every_law() {
+    for seed in 0..number_from("PORTCULLIS_SEEDS").unwrap_or(SEEDS) {
+        run_seed(seed);
+    }
+}
+
+#[test]
+fn replay() {
+    let seed = number_from("PORTCULLIS_SEED").unwrap_or(0);
+    println!("seed {seed}: {:#?}", Setting::draw(seed));
+    let outcome = run_seed(seed);
+    for (talk, record) in outcome.talks.iter().zip(&outcome.records) {
+        println!("{talk:#?}\n{record:#?}");
+    }
+}
+
+#[test]
+fn a_seed_repeats_exactly() {
+    for seed in 0..5 {
+        assert_eq!(run_seed(seed).trace, run_seed(seed).trace, "seed {seed}");
+    }
+}
