@@ -1,1 +1,4 @@
 //! Backends: choosing a server, and the PROXY header it is greeted with.
+
+pub mod balance;
+pub mod proxy_protocol;

@@ -1,1 +1,223 @@
-//! TODO(skeleton)
+//! One connection's journey, without I/O: events come in, operations go out.
+//!
+//! ```text
+//!   accept.rs          handshake.rs        route.rs           relay.rs          close.rs
+//!   ClientHello  ───►  TLS handshake ───►  server chosen ───► bytes go    ───►  cancel, wait,
+//!   complete           complete            and connected      both ways         close, free
+//!        │                  │                   │                 │                ▲
+//!        └──────────────────┴───────────────────┴─────────────────┴────────────────┘
+//!                    any stage may end the journey, with a reason
+//! ```
+//!
+//! A stage owns what only it needs, handles one event at a time, and returns the stage that
+//! follows. What every stage needs is in [`common::Common`]. Nothing here knows a system call, a
+//! descriptor or the clock; the same code runs on the kernel's ring and on the simulator.
+
+// In the order of the journey.
+pub mod accept;
+pub mod handshake;
+
+pub mod route;
+
+pub mod relay;
+
+pub mod close;
+
+// What the stages share.
+pub mod common;
+pub mod context;
+pub mod in_flight;
+pub mod queue;
+pub mod story;
+
+use crate::io::{Buffer, Errno, Kind, Side, Time};
+use crate::telemetry::labels::{CloseReason, State};
+use crate::telemetry::record::Record;
+
+use common::Common;
+use context::Context;
+
+/// What a stage is told.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Bytes came from a side; never none.
+    Received(Side, &'a mut [u8]),
+    /// A side sends nothing more.
+    Ended(Side),
+    /// A side's socket failed: reset, or gone.
+    Failed(Side),
+    /// A side's socket took bytes.
+    Sent(Side),
+    /// The connection attempt to a server ended.
+    Connected(Result<(), Errno>),
+    /// A side's descriptor was given back.
+    Closed(Side),
+    /// The deadline that the stage set has come.
+    Deadline,
+    /// Something in flight came back that only bookkeeping cares about.
+    Settled,
+}
+
+/// What a completion delivers to a connection.
+#[derive(Debug)]
+pub enum Delivery<'a> {
+    /// Nothing but its result.
+    None,
+    /// Received bytes, where the kernel put them.
+    Received(&'a mut [u8]),
+    /// The buffer of a send.
+    Sent(Buffer),
+    /// An address.
+    Address(std::net::SocketAddr),
+}
+
+/// Where on its journey a connection is, with what only that part of the journey needs.
+#[derive(Debug)]
+enum Stage {
+    Accept(accept::Accept),
+    Handshake(handshake::Handshake),
+    Route(route::Route),
+    Relay(relay::Relay),
+    Close(close::Close),
+    /// Both descriptors are given back and nothing is in flight: the slot may be freed.
+    Done(CloseReason),
+}
+
+/// One client, its server, and the TLS between.
+#[derive(Debug)]
+pub struct Connection {
+    stage: Stage,
+    common: Common,
+}
+
+impl Connection {
+    /// Begins the journey of a client that was accepted just now.
+    pub fn begin(mut common: Common, cx: &mut Context<'_>) -> Self {
+        let stage = Stage::Accept(accept::Accept::begin(&mut common, cx));
+        cx.counters.connections.of(State::ClientHello).add(1);
+        Self { stage, common }
+    }
+
+    /// Takes one completion: bookkeeping first, then the stage.
+    pub fn complete(
+        &mut self,
+        kind: Kind,
+        result: Result<u32, Errno>,
+        delivery: Delivery<'_>,
+        cx: &mut Context<'_>,
+    ) {
+        let event = self.common.settle(kind, result, delivery, cx);
+        self.handle(event, cx);
+    }
+
+    /// Tells the connection that its timer has come; it may have a later deadline by now.
+    pub fn timer(&mut self, cx: &mut Context<'_>) {
+        self.common.timer_fired();
+        if cx.now >= self.common.deadline() {
+            self.handle(Event::Deadline, cx);
+        }
+        self.common.rearm_timer();
+    }
+
+    /// Ends the connection now, with resets on both sides.
+    pub fn abort(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
+        let was = self.state();
+        let stage = std::mem::replace(&mut self.stage, Stage::Done(reason));
+        self.stage = match stage {
+            Stage::Done(reason) => Stage::Done(reason),
+            Stage::Close(close) => close.hurry(&mut self.common, cx),
+            Stage::Accept(_) | Stage::Handshake(_) | Stage::Route(_) | Stage::Relay(_) => {
+                close::Close::abort(&mut self.common, reason, cx)
+            }
+        };
+        self.count_state(was, cx);
+    }
+
+    /// When [`Connection::timer`] must be called next, if that is not arranged already.
+    pub fn take_timer(&mut self) -> Option<Time> {
+        if matches!(self.stage, Stage::Done(_)) {
+            None
+        } else {
+            self.common.take_timer()
+        }
+    }
+
+    /// Why the connection ended, once its slot may be freed.
+    pub fn done(&self) -> Option<CloseReason> {
+        match &self.stage {
+            Stage::Done(reason) => Some(*reason),
+            _ => None,
+        }
+    }
+
+    /// Gives back what the connection still holds and tells its story.
+    ///
+    /// # Panics
+    /// When the connection is not done: the kernel may hold something of it.
+    pub fn free(mut self, worker: u16, reason: CloseReason, cx: &mut Context<'_>) -> Record {
+        assert!(
+            self.done().is_some(),
+            "a connection is freed when it is done"
+        );
+        self.common.free(cx);
+        cx.counters.closed.of(reason).add(1);
+        self.common.story.into_record(worker, reason)
+    }
+
+    /// Asserts what must hold between two events (invariants I1 to I4 of ARCHITECTURE.md).
+    ///
+    /// # Panics
+    /// When it does not hold.
+    pub fn check_invariants(&self) {
+        self.common.check_invariants();
+        let done = matches!(self.stage, Stage::Done(_));
+        assert_eq!(
+            done,
+            self.common.is_released(),
+            "done means: nothing open, nothing in flight"
+        );
+        assert!(
+            done || self.common.expects_something(),
+            "a connection that waits for nothing will never end: {self:?}"
+        );
+    }
+
+    fn handle(&mut self, event: Event<'_>, cx: &mut Context<'_>) {
+        let was = self.state();
+        // Should the stage panic, the worker aborts the connection from this placeholder.
+        let stage = std::mem::replace(&mut self.stage, Stage::Close(close::Close::interrupted()));
+        let common = &mut self.common;
+        self.stage = match stage {
+            Stage::Accept(stage) => stage.handle(event, common, cx),
+            Stage::Handshake(stage) => stage.handle(event, common, cx),
+            Stage::Route(stage) => stage.handle(event, common, cx),
+            Stage::Relay(stage) => stage.handle(event, common, cx),
+            Stage::Close(stage) => stage.handle(&event, common, cx),
+            Stage::Done(reason) => Stage::Done(reason),
+        };
+        self.count_state(was, cx);
+    }
+
+    fn state(&self) -> Option<State> {
+        match self.stage {
+            Stage::Accept(_) => Some(State::ClientHello),
+            Stage::Handshake(_) => Some(State::Handshake),
+            Stage::Route(_) => Some(State::Connect),
+            Stage::Relay(_) => Some(State::Relay),
+            Stage::Close(_) => Some(State::Close),
+            Stage::Done(_) => None,
+        }
+    }
+
+    fn count_state(&self, was: Option<State>, cx: &Context<'_>) {
+        let is = self.state();
+        if was != is {
+            if let Some(was) = was {
+                cx.counters.connections.of(was).sub(1);
+            }
+            if let Some(is) = is {
+                cx.counters.connections.of(is).add(1);
+            }
+        }
+    }
+}

@@ -73,7 +73,7 @@ impl std::fmt::Debug for Buffer {
         f.debug_struct("Buffer")
             .field("sent", &self.sent)
             .field("filled", &self.filled)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

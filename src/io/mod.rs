@@ -74,6 +74,9 @@ pub trait Io {
     /// Gives received bytes' memory back.
     fn recycle(&mut self, at: ReceivedAt);
 
+    /// Closes the listening sockets; no accept is in flight any more. Called any number of times.
+    fn stop_listening(&mut self) {}
+
     /// The clock; a worker reads it once per turn.
     fn now(&mut self) -> Time;
 }

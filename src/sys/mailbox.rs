@@ -29,9 +29,7 @@ pub struct Receiver {
 /// eventfd(2)'s.
 pub fn mailbox() -> std::io::Result<(Sender, Receiver)> {
     let (producer, consumer) = rtrb::RingBuffer::new(MAILBOX_COMMANDS_MAX);
-    let wake = Arc::new(EventFd::from_flags(
-        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-    )?);
+    let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
     Ok((
         Sender {
             commands: producer,

@@ -1,12 +1,15 @@
-//! Starting a worker: its thread, core, descriptor table, listening sockets and ring.
+//! Starting a worker: its thread's core, descriptor table, listening sockets and ring.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::sys::mailbox::Receiver;
+use crate::sys::ring::Ring;
+use crate::sys::socket;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::record::Record;
-use crate::worker::Bind;
 use crate::worker::snapshot::Snapshot;
+use crate::worker::{Bind, Progress, Setup, Worker, slots};
 
 /// Everything a worker's thread starts with.
 #[derive(Debug)]
@@ -17,7 +20,7 @@ pub struct Start {
     pub cpu: Option<usize>,
     /// Listening sockets to make.
     pub binds: Vec<Bind>,
-    /// Slots in the table of connections: two direct descriptors each.
+    /// Connections open at a time: two direct descriptors each.
     pub connections: u32,
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
@@ -54,11 +57,85 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The thread could not be pinned.
+    #[error("cannot pin the worker to CPU {cpu}: is it online and in this process's CPU set?")]
+    Pin {
+        /// The CPU.
+        cpu: usize,
+    },
 }
 
 /// Runs a worker on the calling thread until it has ended. `ready` is called once, when it accepts
 /// connections or has failed to start.
 pub fn run(start: Start, ready: impl FnOnce(Result<(), StartError>)) {
-    let _ = start;
-    ready(Ok(()));
+    match prepare(start) {
+        Ok(mut worker) => {
+            ready(Ok(()));
+            while worker.turn() == Progress::Running {}
+        }
+        Err(error) => ready(Err(error)),
+    }
+}
+
+fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
+    if let Some(cpu) = start.cpu
+        && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+    {
+        return Err(StartError::Pin { cpu });
+    }
+    own_descriptor_table(start.mailbox.wake_fd())?;
+    let listeners = start
+        .binds
+        .iter()
+        .map(|bind| {
+            socket::listen(bind.address, bind.backlog).map_err(|source| StartError::Listen {
+                address: bind.address,
+                source,
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    let (commands, wake) = start.mailbox.into_parts();
+    let table = slots(start.connections, start.binds.len());
+    let ring = Ring::new(table, listeners, wake)
+        .map_err(|(step, source)| StartError::Ring { step, source })?;
+    Ok(Worker::new(
+        ring,
+        Setup {
+            index: start.index,
+            binds: start.binds,
+            connections: start.connections,
+            snapshot: start.snapshot,
+            counters: start.counters,
+            records: start.records,
+            commands,
+        },
+    ))
+}
+
+/// Leaves the process's descriptor table for one of the thread's own (unshare(2)) and closes all
+/// that came along except the standard streams and `keep`: limits count per worker, look-ups share
+/// no lock, and no copy of another thread's socket keeps it open.
+fn own_descriptor_table(keep: RawFd) -> Result<(), StartError> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).map_err(|error| {
+        StartError::Files {
+            source: error.into(),
+        }
+    })?;
+    close_range(3, keep - 1)?;
+    close_range(keep + 1, RawFd::MAX)
+}
+
+fn close_range(first: RawFd, last: RawFd) -> Result<(), StartError> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: this thread's table is its own by now; nothing in it but the standard streams and
+    // the mailbox belongs to an object that this thread uses.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if closed == 0 {
+        return Ok(());
+    }
+    Err(StartError::Files {
+        source: std::io::Error::last_os_error(),
+    })
 }

@@ -1,3 +1,6 @@
 //! TLS: the only user of the rustls crate on the data plane.
 
+pub mod failure;
+pub mod hello;
+pub mod session;
 pub mod terms;

@@ -14,6 +14,15 @@ impl Terms {
         Self { config }
     }
 
+    /// The same terms with reference counts of their own, for one worker: a handshake then writes
+    /// no cache line that another core writes.
+    #[must_use]
+    pub fn own_copy(&self) -> Self {
+        Self {
+            config: Arc::new((*self.config).clone()),
+        }
+    }
+
     /// Whether a client that asks for this name (or for none) is served.
     pub fn recognizes(&self, _server_name: Option<&str>) -> bool {
         true

@@ -1,16 +1,30 @@
-//! The worker: one per core, shared nothing.
+//! The worker: one per core, shared nothing. Its loop submits, waits, reaps, dispatches, fires
+//! timers and arms accepts; everything a connection decides is in [`crate::connection`].
 
+pub mod accepting;
 pub mod command;
+pub mod dispatch;
 pub mod snapshot;
+pub mod table;
+pub mod timers;
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::io::Io;
+use crate::backend::balance::RoundRobin;
+use crate::io::buffer::Pool;
+use crate::io::{Completion, Io, Kind, Operation, Time, Token};
+use crate::limits::ACCEPTS_ARMED;
 use crate::telemetry::counters::Counters;
+use crate::telemetry::labels::CloseReason;
 use crate::telemetry::record::Record;
+
+use accepting::Accepting;
 use command::Command;
-use snapshot::Snapshot;
+use snapshot::{Local, Snapshot};
+use table::{Entry, Table};
+use timers::Wheel;
 
 /// A listening socket to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +44,7 @@ pub struct Setup {
     pub index: u16,
     /// Listening sockets, by the index that `Operation::Accept` uses.
     pub binds: Vec<Bind>,
-    /// Slots in the table of connections.
+    /// Connections open at a time, at most (see [`accepting`] for what a burst may add).
     pub connections: u32,
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
@@ -40,6 +54,14 @@ pub struct Setup {
     pub records: Option<rtrb::Producer<Record>>,
     /// Where commands come from; looked at whenever a `Kind::Mailbox` completion arrives.
     pub commands: rtrb::Consumer<Command>,
+}
+
+/// Slots that a worker's table has: one per connection, and one per accept that may be armed.
+pub fn slots(connections: u32, binds: usize) -> u32 {
+    let accepts = u32::try_from(binds)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(ACCEPTS_ARMED);
+    connections.saturating_add(accepts)
 }
 
 /// Whether a worker has more to do.
@@ -54,19 +76,80 @@ pub enum Progress {
 /// The loop's state. Generic over what runs its operations.
 pub struct Worker<I: Io> {
     io: I,
-    setup: Setup,
+    index: u16,
+    binds: Vec<Bind>,
+    snapshot: Rc<Local>,
+    counters: Arc<Counters>,
+    records: Option<rtrb::Producer<Record>>,
+    commands: rtrb::Consumer<Command>,
+    table: Table,
+    accepting: Accepting,
+    wheel: Wheel,
+    pool: Pool,
+    cursors: Vec<RoundRobin>,
+    now: Time,
+    /// When what has not drained is aborted; `None` while running normally.
+    drain_until: Option<Time>,
+    // Kept between turns so that a turn allocates nothing.
+    completions: Vec<Completion>,
+    operations: Vec<(Kind, Operation)>,
+    expired: Vec<(u32, u32)>,
 }
 
 impl<I: Io> Worker<I> {
     /// A worker that has done nothing yet.
-    pub fn new(io: I, setup: Setup) -> Self {
-        Self { io, setup }
+    pub fn new(mut io: I, setup: Setup) -> Self {
+        let now = io.now();
+        let cursors = cursors(&setup.snapshot, setup.index);
+        Self {
+            io,
+            index: setup.index,
+            table: Table::new(slots(setup.connections, setup.binds.len())),
+            accepting: Accepting::new(setup.connections, setup.binds.len()),
+            binds: setup.binds,
+            snapshot: Rc::new(Local::new(setup.snapshot)),
+            counters: setup.counters,
+            records: setup.records,
+            commands: setup.commands,
+            wheel: Wheel::new(now),
+            pool: Pool::default(),
+            cursors,
+            now,
+            drain_until: None,
+            completions: Vec::new(),
+            operations: Vec::new(),
+            expired: Vec::new(),
+        }
     }
 
-    /// One turn: wait, reap, dispatch, timers, housekeeping.
+    /// One turn: arm accepts, submit and wait, reap and dispatch, fire timers.
     pub fn turn(&mut self) -> Progress {
-        let _ = (&self.setup, &self.io);
-        Progress::Ended
+        self.arm_accepts();
+        let deadline = self.wakes_at();
+        let mut completions = std::mem::take(&mut self.completions);
+        self.io.wait(deadline, &mut completions);
+
+        self.now = self.io.now();
+        self.counters.turns.add(1);
+        self.counters.completions.add(completions.len() as u64);
+        for completion in completions.drain(..) {
+            self.dispatch(completion);
+        }
+        self.completions = completions;
+        self.fire_timers();
+        self.finish_drain();
+
+        let busy = self.io.now().since(self.now);
+        let busy = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
+        self.counters.busy_nanos.add(busy);
+        self.counters.longest_turn_nanos.raise_to(busy);
+
+        let idle = self.table.open() == 0 && self.table.accepting() == 0;
+        if self.drain_until.is_some() && idle {
+            Progress::Ended
+        } else {
+            Progress::Running
+        }
     }
 
     /// What runs the operations.
@@ -75,5 +158,108 @@ impl<I: Io> Worker<I> {
     }
 
     /// Asserts every invariant of ARCHITECTURE.md that can be seen from here; for tests.
-    pub fn check_invariants(&self) {}
+    ///
+    /// # Panics
+    /// When one does not hold.
+    pub fn check_invariants(&self) {
+        let mut open = 0;
+        for (_, _, entry) in self.table.iter() {
+            if let Entry::Open(connection) = entry {
+                connection.check_invariants();
+                assert!(
+                    connection.done().is_none(),
+                    "a done connection keeps its slot"
+                );
+                open += 1;
+            }
+        }
+        assert_eq!(open, self.table.open(), "the table counts its connections");
+        let gauges: u64 = <crate::telemetry::labels::State as crate::telemetry::labels::Label>::ALL
+            .iter()
+            .map(|state| self.counters.connections.of(*state).get())
+            .sum();
+        assert_eq!(gauges, u64::from(open), "the gauges count the connections");
+        if open == 0 {
+            assert_eq!(self.pool.lent(), 0, "send buffers leaked");
+        }
+    }
+
+    fn wakes_at(&self) -> Option<Time> {
+        [
+            self.wheel.next(),
+            self.accepting.resumes_at(),
+            self.drain_until,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn fire_timers(&mut self) {
+        let mut expired = std::mem::take(&mut self.expired);
+        self.wheel.expire(self.now, &mut expired);
+        for (slot, generation) in expired.drain(..) {
+            self.on_timer(slot, generation);
+        }
+        self.expired = expired;
+    }
+
+    fn obey_commands(&mut self) {
+        while let Ok(command) = self.commands.pop() {
+            match command {
+                Command::Snapshot(snapshot) => {
+                    self.cursors = cursors(&snapshot, self.index);
+                    self.snapshot = Rc::new(Local::new(snapshot));
+                }
+                Command::Drain { timeout } => self.drain(self.now + timeout),
+                Command::Stop => self.drain(self.now),
+            }
+        }
+    }
+
+    /// Stops accepting; what has not ended at `until` is aborted.
+    fn drain(&mut self, until: Time) {
+        self.drain_until = Some(self.drain_until.map_or(until, |earlier| earlier.min(until)));
+        self.cancel_accepts();
+    }
+
+    fn finish_drain(&mut self) {
+        let Some(until) = self.drain_until else {
+            return;
+        };
+        if self.table.accepting() == 0 {
+            self.io.stop_listening();
+        }
+        if self.now < until {
+            return;
+        }
+        let open: Vec<(u32, u32)> = self
+            .table
+            .iter()
+            .filter(|(_, _, entry)| matches!(entry, Entry::Open(_)))
+            .map(|(slot, generation, _)| (slot, generation))
+            .collect();
+        for (slot, generation) in open {
+            self.with_connection(slot, generation, |connection, cx| {
+                connection.abort(CloseReason::DrainTimeout, cx);
+            });
+        }
+        // Whoever is left waits for its last completion; look again when one has come.
+        self.drain_until = Some(self.now + crate::connection::close::LINGER);
+    }
+
+    fn submit_operations(&mut self, slot: u32, generation: u32) {
+        for (kind, operation) in self.operations.drain(..) {
+            self.io
+                .submit(Token::new(slot, generation, kind), operation);
+        }
+    }
+}
+
+fn cursors(snapshot: &Snapshot, worker: u16) -> Vec<RoundRobin> {
+    snapshot
+        .backends
+        .iter()
+        .map(|_| RoundRobin::new(worker))
+        .collect()
 }

@@ -20,6 +20,39 @@ pub struct Snapshot {
     pub client_hello_bytes: usize,
 }
 
+/// A worker's own handle on a snapshot. Connections count references on it, and on the TLS terms
+/// in it, on this core only: no cache line of the shared snapshot is ever written by a worker.
+#[derive(Debug)]
+pub struct Local {
+    shared: Arc<Snapshot>,
+    terms: Vec<Terms>,
+}
+
+impl Local {
+    /// A handle for the calling worker.
+    pub fn new(shared: Arc<Snapshot>) -> Self {
+        let terms = shared
+            .listeners
+            .iter()
+            .map(|listener| listener.terms.own_copy())
+            .collect();
+        Self { shared, terms }
+    }
+
+    /// A listener's terms, by its index.
+    pub fn terms(&self, listener: u16) -> Option<&Terms> {
+        self.terms.get(usize::from(listener))
+    }
+}
+
+impl std::ops::Deref for Local {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.shared
+    }
+}
+
 /// What a listener offers and where it leads.
 #[derive(Debug)]
 pub struct Listener {

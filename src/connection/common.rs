@@ -1,0 +1,387 @@
+//! What every stage needs: the two sockets' state, the two directions' queues, the TLS session,
+//! the deadline, and the bookkeeping of operations in flight.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::io::{Errno, Kind, Operation, Side, Time};
+use crate::limits::QUEUE_HIGH_WATER_BYTES;
+use crate::telemetry::labels::Limit;
+use crate::tls::failure::Failure;
+use crate::tls::session::{Session, Sinks};
+use crate::tls::terms::Terms;
+use crate::worker::snapshot::Local;
+
+use super::context::Context;
+use super::in_flight::{self, InFlight};
+use super::queue::Queue;
+use super::story::Story;
+use super::{Delivery, Event};
+
+/// One of a connection's two sockets, as far as the journey must know it.
+#[derive(Debug, Default)]
+pub struct Socket {
+    /// A descriptor is held (or may be, while it is being made).
+    pub open: bool,
+    /// The peer sends nothing more, or the socket failed.
+    pub read_ended: bool,
+    /// We have told the peer that we send nothing more.
+    pub write_ended: bool,
+}
+
+/// What outlives a change of stage.
+#[derive(Debug)]
+pub struct Common {
+    /// The configuration this connection was accepted under.
+    pub snapshot: Rc<Local>,
+    /// The client's socket.
+    pub client: Socket,
+    /// The server's socket.
+    pub server: Socket,
+    /// Plaintext, client to server.
+    pub inbound: Queue,
+    /// TLS records, server to client.
+    pub outbound: Queue,
+    /// The TLS session, from the complete `ClientHello` on.
+    pub session: Option<Box<Session>>,
+    /// What will be told at the end.
+    pub story: Story,
+    in_flight: InFlight,
+    /// What has been cancelled and not come back yet.
+    cancelled: InFlight,
+    deadline: Time,
+    /// The earliest time at which the worker's wheel will call, if it holds us.
+    timer_at: Option<Time>,
+    timer_wanted: bool,
+}
+
+impl Common {
+    /// State of a client accepted just now. `local` is the address it reached, where the listener
+    /// is bound to one address.
+    pub fn new(
+        snapshot: Rc<Local>,
+        client: SocketAddr,
+        local: Option<SocketAddr>,
+        listener: u16,
+        now: Time,
+    ) -> Self {
+        Self {
+            snapshot,
+            client: Socket {
+                open: true,
+                ..Socket::default()
+            },
+            server: Socket::default(),
+            inbound: Queue::default(),
+            outbound: Queue::default(),
+            session: None,
+            story: Story::new(client, local, listener, now),
+            in_flight: InFlight::default(),
+            cancelled: InFlight::default(),
+            deadline: now,
+            timer_at: None,
+            timer_wanted: false,
+        }
+    }
+
+    /// The listener's TLS terms.
+    pub fn terms(&self) -> Option<&Terms> {
+        self.snapshot.terms(self.story.listener)
+    }
+
+    /// Index of the backend that the listener leads to.
+    pub fn backend(&self) -> Option<u16> {
+        self.snapshot
+            .listeners
+            .get(usize::from(self.story.listener))
+            .map(|to| to.backend)
+    }
+
+    /// One side's socket.
+    pub fn socket(&mut self, side: Side) -> &mut Socket {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Server => &mut self.server,
+        }
+    }
+
+    /// The queue that leaves by one side's socket.
+    pub fn queue_to(&mut self, side: Side) -> &mut Queue {
+        match side {
+            Side::Client => &mut self.outbound,
+            Side::Server => &mut self.inbound,
+        }
+    }
+
+    /// Hands an operation to the kernel.
+    pub fn submit(&mut self, kind: Kind, operation: Operation, cx: &mut Context<'_>) {
+        self.in_flight.start(kind);
+        cx.operations.push((kind, operation));
+    }
+
+    /// Whether `kind` is in flight.
+    pub fn has_in_flight(&self, kind: Kind) -> bool {
+        self.in_flight.has(kind)
+    }
+
+    /// Whether anything is in flight on one side's socket.
+    pub fn is_busy(&self, side: Side) -> bool {
+        self.in_flight.any(InFlight::of(side))
+    }
+
+    /// Cancels `target` if it is in flight, once. It still completes, perhaps with success.
+    pub fn cancel(&mut self, target: Kind, cancel: Kind, cx: &mut Context<'_>) {
+        let due = self.in_flight.has(target) && !self.cancelled.has(target);
+        if due && !self.in_flight.has(cancel) {
+            self.cancelled.start(target);
+            self.submit(cancel, Operation::Cancel { target }, cx);
+        }
+    }
+
+    /// Receives from a side unless its receive is armed already or it has ended.
+    pub fn receive(&mut self, side: Side, cx: &mut Context<'_>) {
+        let kind = in_flight::recv(side);
+        let socket = self.socket(side);
+        if socket.open && !socket.read_ended && !self.in_flight.has(kind) {
+            self.submit(kind, Operation::Recv { side }, cx);
+        }
+    }
+
+    /// Sends what waits for a side, unless a send is in flight.
+    pub fn flush(&mut self, side: Side, cx: &mut Context<'_>) {
+        let kind = in_flight::send(side);
+        if self.in_flight.has(kind) {
+            return;
+        }
+        if let Some(buffer) = self.queue_to(side).take() {
+            self.submit(kind, Operation::Send { side, buffer }, cx);
+        }
+    }
+
+    /// Tells a side that we send nothing more, once.
+    pub fn shutdown(&mut self, side: Side, cx: &mut Context<'_>) {
+        let socket = self.socket(side);
+        if socket.open && !socket.write_ended {
+            socket.write_ended = true;
+            self.submit(in_flight::shutdown(side), Operation::Shutdown { side }, cx);
+        }
+    }
+
+    /// Whether more may be received for the queue that leaves by `side`.
+    pub fn has_room(&mut self, side: Side) -> bool {
+        let queue = self.queue_to(side);
+        !queue.ended() && queue.pending() < QUEUE_HIGH_WATER_BYTES
+    }
+
+    /// Opens ciphertext from the client: plaintext joins `inbound`, TLS's own answers `outbound`.
+    ///
+    /// # Errors
+    /// What broke the session; its alert is in `outbound`.
+    pub fn open(&mut self, bytes: &mut [u8], cx: &mut Context<'_>) -> Result<(), Failure> {
+        let Some(session) = &mut self.session else {
+            return Err(Failure::CannotSend);
+        };
+        if self.inbound.ended() {
+            return Ok(());
+        }
+        let before = self.inbound.pending();
+        let result = session.receive(
+            bytes,
+            &mut Sinks {
+                plaintext: &mut self.inbound,
+                records: &mut self.outbound,
+                pool: cx.pool,
+            },
+        );
+        let opened = (self.inbound.pending() - before) as u64;
+        self.story.inbound_bytes += opened;
+        cx.counters.inbound_bytes.add(opened);
+        if result.is_ok() && session.client_closed() {
+            self.inbound.end();
+        }
+        result
+    }
+
+    /// Seals plaintext from the server into `outbound`.
+    ///
+    /// # Errors
+    /// When the session can send no more.
+    pub fn seal(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Result<(), Failure> {
+        let Some(session) = &mut self.session else {
+            return Err(Failure::CannotSend);
+        };
+        session.seal(bytes, &mut self.outbound, cx.pool)?;
+        self.story.outbound_bytes += bytes.len() as u64;
+        cx.counters.outbound_bytes.add(bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Ends the outbound direction with a `close_notify`, once.
+    pub fn end_outbound(&mut self, cx: &mut Context<'_>) {
+        if self.outbound.ended() {
+            return;
+        }
+        if let Some(session) = &mut self.session {
+            session.close(&mut self.outbound, cx.pool);
+        }
+        self.outbound.end();
+    }
+
+    /// The deadline of what the stage waits for.
+    pub fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    /// Sets the deadline to `after` from now.
+    pub fn set_deadline(&mut self, after: Duration, cx: &Context<'_>) {
+        self.deadline = cx.now + after;
+        if self.timer_at.is_none_or(|at| self.deadline < at) {
+            self.timer_at = Some(self.deadline);
+            self.timer_wanted = true;
+        }
+    }
+
+    /// The wheel has called: it no longer holds us.
+    pub(super) fn timer_fired(&mut self) {
+        self.timer_at = None;
+    }
+
+    /// Makes sure that the wheel calls at the deadline at the latest.
+    pub(super) fn rearm_timer(&mut self) {
+        if self.timer_at.is_none() {
+            self.timer_at = Some(self.deadline);
+            self.timer_wanted = true;
+        }
+    }
+
+    /// When the wheel must call, if that is not arranged.
+    pub(super) fn take_timer(&mut self) -> Option<Time> {
+        std::mem::take(&mut self.timer_wanted)
+            .then_some(self.timer_at)
+            .flatten()
+    }
+
+    /// Books a completion and says what it means to the stage.
+    pub(super) fn settle<'a>(
+        &mut self,
+        kind: Kind,
+        result: Result<u32, Errno>,
+        delivery: Delivery<'a>,
+        cx: &mut Context<'_>,
+    ) -> Event<'a> {
+        self.in_flight.end(kind);
+        if self.cancelled.has(kind) {
+            self.cancelled.end(kind);
+        }
+        match kind {
+            Kind::RecvClient => self.settle_receive(Side::Client, result, delivery, cx),
+            Kind::RecvServer => self.settle_receive(Side::Server, result, delivery, cx),
+            Kind::SendClient => self.settle_send(Side::Client, result, delivery, cx),
+            Kind::SendServer => self.settle_send(Side::Server, result, delivery, cx),
+            Kind::Connect => Event::Connected(result.map(|_| ())),
+            Kind::CloseClient => {
+                self.client.open = false;
+                Event::Closed(Side::Client)
+            }
+            Kind::CloseServer => {
+                self.server = Socket::default();
+                Event::Closed(Side::Server)
+            }
+            Kind::LocalAddress => {
+                if let Delivery::Address(address) = delivery {
+                    self.story.local = Some(address);
+                }
+                Event::Settled
+            }
+            _ => Event::Settled,
+        }
+    }
+
+    fn settle_receive<'a>(
+        &mut self,
+        side: Side,
+        result: Result<u32, Errno>,
+        delivery: Delivery<'a>,
+        cx: &Context<'_>,
+    ) -> Event<'a> {
+        match (result, delivery) {
+            (Ok(_), Delivery::Received(bytes)) if !bytes.is_empty() => Event::Received(side, bytes),
+            (Ok(_), _) => {
+                self.socket(side).read_ended = true;
+                Event::Ended(side)
+            }
+            (Err(Errno::CANCELED), _) => Event::Settled,
+            (Err(Errno::NO_BUFFERS), _) => {
+                cx.counters.limits.of(Limit::ReceiveBuffers).add(1);
+                Event::Settled
+            }
+            (Err(_), _) => {
+                self.socket(side).read_ended = true;
+                Event::Failed(side)
+            }
+        }
+    }
+
+    fn settle_send<'a>(
+        &mut self,
+        side: Side,
+        result: Result<u32, Errno>,
+        delivery: Delivery<'a>,
+        cx: &mut Context<'_>,
+    ) -> Event<'a> {
+        let sent = result.unwrap_or(0) as usize;
+        if let Delivery::Sent(buffer) = delivery {
+            self.queue_to(side).sent(buffer, sent, cx.pool);
+        }
+        match result {
+            Ok(_) => Event::Sent(side),
+            Err(Errno::CANCELED) => Event::Settled,
+            Err(_) => {
+                self.socket(side).write_ended = true;
+                self.queue_to(side).discard(cx.pool);
+                Event::Failed(side)
+            }
+        }
+    }
+
+    /// Nothing is open and nothing is in flight.
+    pub fn is_released(&self) -> bool {
+        !self.client.open && !self.server.open && self.in_flight.is_empty()
+    }
+
+    /// Something will happen: an operation completes or the timer calls.
+    pub(super) fn expects_something(&self) -> bool {
+        !self.in_flight.is_empty() || self.timer_at.is_some()
+    }
+
+    /// Gives the buffers back.
+    pub(super) fn free(&mut self, cx: &mut Context<'_>) {
+        self.inbound.discard(cx.pool);
+        self.outbound.discard(cx.pool);
+        self.story.end(cx);
+    }
+
+    pub(super) fn check_invariants(&self) {
+        let client_busy = self.in_flight.any(InFlight::CLIENT);
+        let server_busy = self.in_flight.any(InFlight::SERVER);
+        assert!(
+            self.client.open || !client_busy,
+            "an operation on a closed client socket"
+        );
+        assert!(
+            self.server.open || !server_busy,
+            "an operation on a closed server socket"
+        );
+        // The high-water mark, what one receive can add to it, and TLS's own records.
+        let bound = QUEUE_HIGH_WATER_BYTES + 3 * crate::limits::SEND_BUFFER_BYTES;
+        assert!(
+            self.inbound.pending() <= bound,
+            "inbound grows without bound"
+        );
+        assert!(
+            self.outbound.pending() <= bound,
+            "outbound grows without bound"
+        );
+    }
+}

@@ -1,0 +1,194 @@
+//! One direction's bytes between the socket they came from and the socket they leave by.
+
+use std::collections::VecDeque;
+
+use crate::io::Buffer;
+use crate::io::buffer::Pool;
+
+/// Pooled buffers in order, of which the first may be with the [`crate::io::Io`] right now.
+///
+/// # Limits
+/// The source is not read while [`Queue::pending`] is at or above
+/// [`crate::limits::QUEUE_HIGH_WATER_BYTES`]; ARCHITECTURE.md gives the bound that follows.
+#[derive(Debug, Default)]
+pub struct Queue {
+    waiting: VecDeque<Buffer>,
+    waiting_bytes: usize,
+    sending_bytes: usize,
+    /// No byte will be appended any more.
+    ended: bool,
+}
+
+impl Queue {
+    /// Bytes appended and not yet taken by the socket.
+    pub fn pending(&self) -> usize {
+        self.waiting_bytes + self.sending_bytes
+    }
+
+    /// Everything appended has left.
+    pub fn is_empty(&self) -> bool {
+        self.pending() == 0
+    }
+
+    /// Whether the source has ended.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The source has ended: what is queued is all there will be.
+    pub fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// Whether the source has ended and every byte has left.
+    pub fn drained(&self) -> bool {
+        self.ended && self.is_empty()
+    }
+
+    /// Appends all of `bytes`.
+    ///
+    /// # Panics
+    /// After [`Queue::end`].
+    pub fn append(&mut self, mut bytes: &[u8], pool: &mut Pool) {
+        while !bytes.is_empty() {
+            let written = self.write(1, pool, |spare| {
+                let len = spare.len().min(bytes.len());
+                if let (Some(to), Some(from)) = (spare.get_mut(..len), bytes.get(..len)) {
+                    to.copy_from_slice(from);
+                }
+                len
+            });
+            bytes = bytes.get(written..).unwrap_or_default();
+        }
+    }
+
+    /// Puts `bytes` before everything that waits; nothing may have been taken yet.
+    ///
+    /// # Panics
+    /// When a buffer is being sent, and when `bytes` do not fit into one buffer.
+    pub fn prepend(&mut self, bytes: &[u8], pool: &mut Pool) {
+        assert!(
+            self.sending_bytes == 0,
+            "prepended behind bytes that are being sent"
+        );
+        let mut buffer = pool.take();
+        let appended = buffer.append(bytes);
+        assert!(
+            appended == bytes.len(),
+            "prepended more than a buffer holds"
+        );
+        self.waiting_bytes += appended;
+        self.waiting.push_front(buffer);
+    }
+
+    /// Lets `fill` write into at least `room` bytes at the end and returns how many it wrote.
+    ///
+    /// # Panics
+    /// After [`Queue::end`], and when `room` is more than a whole buffer.
+    pub fn write(
+        &mut self,
+        room: usize,
+        pool: &mut Pool,
+        fill: impl FnOnce(&mut [u8]) -> usize,
+    ) -> usize {
+        assert!(!self.ended, "written behind the end of a direction");
+        if self
+            .waiting
+            .back_mut()
+            .is_none_or(|last| last.spare().len() < room)
+        {
+            self.waiting.push_back(pool.take());
+        }
+        let Some(last) = self.waiting.back_mut() else {
+            return 0;
+        };
+        assert!(
+            last.spare().len() >= room,
+            "more room wanted than a buffer has"
+        );
+        let written = fill(last.spare());
+        last.fill(written);
+        self.waiting_bytes += written;
+        written
+    }
+
+    /// The next buffer to send; `None` when nothing waits or one is being sent.
+    pub fn take(&mut self) -> Option<Buffer> {
+        if self.sending_bytes > 0 || self.waiting_bytes == 0 {
+            return None;
+        }
+        let buffer = self.waiting.pop_front()?;
+        self.sending_bytes = buffer.unsent().len();
+        self.waiting_bytes -= self.sending_bytes;
+        debug_assert!(self.sending_bytes > 0, "an empty buffer was queued");
+        Some(buffer)
+    }
+
+    /// A buffer that [`Queue::take`] gave out comes back with `sent` of its bytes taken.
+    pub fn sent(&mut self, mut buffer: Buffer, sent: usize, pool: &mut Pool) {
+        debug_assert_eq!(
+            buffer.unsent().len(),
+            self.sending_bytes,
+            "another buffer came back"
+        );
+        buffer.advance(sent);
+        self.sending_bytes = 0;
+        if buffer.is_empty() {
+            pool.give(buffer);
+        } else {
+            self.waiting_bytes += buffer.unsent().len();
+            self.waiting.push_front(buffer);
+        }
+    }
+
+    /// Throws away what waits. What is being sent comes back through [`Queue::sent`] first.
+    pub fn discard(&mut self, pool: &mut Pool) {
+        self.waiting_bytes = 0;
+        while let Some(buffer) = self.waiting.pop_front() {
+            pool.give(buffer);
+        }
+        self.waiting = VecDeque::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::SEND_BUFFER_BYTES;
+
+    #[test]
+    fn bytes_leave_in_order_whatever_the_socket_takes() {
+        let mut pool = Pool::default();
+        let mut queue = Queue::default();
+        let bytes: Vec<u8> = (0..3 * SEND_BUFFER_BYTES)
+            .map(|i| u8::try_from(i % 251).unwrap())
+            .collect();
+        queue.append(&bytes, &mut pool);
+        assert_eq!(queue.pending(), bytes.len());
+        queue.end();
+
+        let mut out = Vec::new();
+        let mut takes = [1, 7, 1000, SEND_BUFFER_BYTES].iter().cycle();
+        while let Some(buffer) = queue.take() {
+            assert!(queue.take().is_none(), "two buffers in flight");
+            let take = buffer.unsent().len().min(*takes.next().unwrap());
+            out.extend_from_slice(&buffer.unsent()[..take]);
+            queue.sent(buffer, take, &mut pool);
+        }
+        assert_eq!(out, bytes);
+        assert!(queue.drained());
+        assert_eq!(pool.lent(), 0);
+    }
+
+    #[test]
+    fn discarding_gives_every_buffer_back() {
+        let mut pool = Pool::default();
+        let mut queue = Queue::default();
+        queue.append(&[1; 2 * SEND_BUFFER_BYTES], &mut pool);
+        let sending = queue.take().unwrap();
+        queue.sent(sending, 5, &mut pool);
+        queue.discard(&mut pool);
+        assert!(queue.is_empty());
+        assert_eq!(pool.lent(), 0);
+    }
+}

@@ -1,0 +1,148 @@
+//! Stage 4 of 5: relay. Two directions, each with its own queue, end and backpressure.
+//!
+//! Everything here is level-triggered: after each event [`Relay::go_on`] looks at both directions
+//! and submits what is possible and not in flight.
+
+use crate::io::Side;
+use crate::limits::RECORD_OVERHEAD_BYTES_MAX;
+use crate::telemetry::labels::{CloseReason, Span};
+
+use super::close::{Close, How};
+use super::common::Common;
+use super::context::Context;
+use super::{Event, Stage};
+
+/// Bytes of a sealed `close_notify`, at most: when no more than this waits for a client, all of
+/// the server's bytes have left.
+const CLOSE_NOTIFY_BYTES_MAX: usize = RECORD_OVERHEAD_BYTES_MAX + 2;
+
+/// Client and server are connected.
+#[derive(Debug)]
+pub struct Relay {}
+
+impl Relay {
+    pub(super) fn begin(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        Self {}.go_on(common, cx)
+    }
+
+    pub(super) fn handle(
+        self,
+        event: Event<'_>,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
+        match event {
+            Event::Received(Side::Client, bytes) => {
+                if common.open(bytes, cx).is_err() {
+                    common.story.mark(Span::Relay, cx);
+                    return Close::client_violation(common, cx);
+                }
+            }
+            Event::Received(Side::Server, bytes) => {
+                if common.seal(bytes, cx).is_err() {
+                    common.story.mark(Span::Relay, cx);
+                    return Close::abort(common, CloseReason::InternalError, cx);
+                }
+            }
+            Event::Ended(Side::Client) => return self.client_ended(common, cx),
+            Event::Ended(Side::Server) => common.end_outbound(cx),
+            Event::Failed(Side::Client) => return client_failed(common, cx),
+            Event::Failed(Side::Server) => return server_failed(common, cx),
+            Event::Deadline => return deadline(common, cx),
+            Event::Sent(_) | Event::Connected(_) | Event::Closed(_) => {}
+            // No byte has moved: the deadline stays where it is.
+            Event::Settled => return self.pump(common, cx),
+        }
+        self.go_on(common, cx)
+    }
+
+    /// A byte has moved: the deadline begins anew.
+    fn go_on(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        let timeouts = &common.snapshot.timeouts;
+        let one_ended = common.inbound.ended() || common.outbound.ended();
+        let timeout = if one_ended {
+            timeouts.half_closed
+        } else {
+            timeouts.idle
+        };
+        common.set_deadline(timeout, cx);
+        self.pump(common, cx)
+    }
+
+    /// Submits what is possible and not in flight.
+    fn pump(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        common.flush(Side::Server, cx);
+        common.flush(Side::Client, cx);
+        if common.inbound.drained() && common.outbound.drained() {
+            common.story.mark(Span::Relay, cx);
+            return Close::begin(CloseReason::Finished, How::Close, How::Close, common, cx);
+        }
+        // A direction's end is passed on; where both have ended, the close says it.
+        if common.inbound.drained() && !common.outbound.ended() {
+            common.shutdown(Side::Server, cx);
+        }
+        if common.outbound.drained() && !common.inbound.ended() {
+            common.shutdown(Side::Client, cx);
+        }
+        if common.has_room(Side::Server) {
+            common.receive(Side::Client, cx);
+        }
+        if common.has_room(Side::Client) {
+            common.receive(Side::Server, cx);
+        }
+        Stage::Relay(self)
+    }
+
+    /// The client's socket has ended. With `close_notify` before it, that is news of nothing; else
+    /// what the client sent may be cut short, and the server must not take it for a whole.
+    fn client_ended(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        if common.inbound.ended() {
+            return self.go_on(common, cx);
+        }
+        common.story.mark(Span::Relay, cx);
+        // Once the server has ended too, nobody waits for the client's bytes any more; clients
+        // that have their answer often close without ceremony.
+        let reason = if common.outbound.drained() {
+            CloseReason::Finished
+        } else {
+            CloseReason::ClientTruncated
+        };
+        Close::begin(reason, How::Close, How::Reset, common, cx)
+    }
+}
+
+/// The client's socket has failed. Only when nothing but our `close_notify` was on its way had
+/// both sides finished.
+fn client_failed(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    common.story.mark(Span::Relay, cx);
+    let finished = common.inbound.drained()
+        && common.outbound.ended()
+        && common.outbound.pending() <= CLOSE_NOTIFY_BYTES_MAX;
+    if finished {
+        return Close::begin(CloseReason::Finished, How::Close, How::Close, common, cx);
+    }
+    Close::abort(common, CloseReason::ClientReset, cx)
+}
+
+/// The server's socket has failed. If it had ended cleanly before, its answer is whole and still
+/// goes to the client; else the client must not take it for one.
+fn server_failed(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    common.story.mark(Span::Relay, cx);
+    if common.outbound.ended() {
+        return Close::begin(CloseReason::ServerReset, How::Flush, How::Close, common, cx);
+    }
+    Close::abort(common, CloseReason::ServerReset, cx)
+}
+
+fn deadline(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    common.story.mark(Span::Relay, cx);
+    if common.inbound.ended() || common.outbound.ended() {
+        return Close::abort(common, CloseReason::HalfClosedTimeout, cx);
+    }
+    if common.inbound.is_empty() && common.outbound.is_empty() {
+        common.end_outbound(cx);
+        return Close::begin(CloseReason::IdleTimeout, How::Flush, How::Close, common, cx);
+    }
+    // A peer that has not taken a byte for that long will not take a farewell either.
+    Close::abort(common, CloseReason::IdleTimeout, cx)
+}

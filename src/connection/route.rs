@@ -1,0 +1,193 @@
+//! Stage 3 of 5: route. The handshake is complete; a server is chosen and connected.
+//!
+//! Meanwhile the client may send: up to the high-water mark of its direction is taken, the rest
+//! waits in the kernel. A server that does not answer costs one more try, on another server.
+
+use crate::backend::proxy_protocol::{self, Header};
+use crate::io::{Errno, Kind, Operation, Side};
+use crate::limits::CONNECT_TRIES_MAX;
+use crate::telemetry::labels::{CloseReason, Span};
+
+use super::close::{Close, How};
+use super::common::Common;
+use super::context::Context;
+use super::relay::Relay;
+use super::{Event, Stage};
+
+/// Waiting for a server.
+#[derive(Debug)]
+pub struct Route {
+    /// Index of the backend.
+    backend: u16,
+    /// Tries begun.
+    tries: u8,
+    /// Index, in the snapshot's list, of the server being tried.
+    trying: usize,
+    /// The present try has run into its timeout and is being cancelled.
+    timed_out: bool,
+}
+
+impl Route {
+    pub(super) fn begin(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        let Some(backend) = common.backend() else {
+            return Close::abort(common, CloseReason::NoServer, cx);
+        };
+        common.story.backend = Some(backend);
+        let route = Self {
+            backend,
+            tries: 0,
+            trying: 0,
+            timed_out: false,
+        };
+        if common.story.local.is_none() && route.sends_proxy_header(common) {
+            common.set_deadline(common.snapshot.timeouts.connect, cx);
+            common.submit(Kind::LocalAddress, Operation::LocalAddress, cx);
+            return Stage::Route(route);
+        }
+        route.connect(common, cx)
+    }
+
+    pub(super) fn handle(
+        self,
+        event: Event<'_>,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
+        match event {
+            Event::Connected(Ok(())) => self.connected(common, cx),
+            Event::Connected(Err(error)) => self.failed(error, common, cx),
+            Event::Received(_, bytes) => match common.open(bytes, cx) {
+                Ok(()) => self.wait(common, cx),
+                Err(_) => Close::client_violation(common, cx),
+            },
+            // A client that ended cleanly may still wait for the answer to what it has sent.
+            Event::Ended(_) if common.inbound.ended() => self.wait(common, cx),
+            Event::Ended(_) => Close::begin(
+                CloseReason::ClientTruncated,
+                How::Close,
+                How::Reset,
+                common,
+                cx,
+            ),
+            Event::Failed(_) => Close::abort(common, CloseReason::ClientReset, cx),
+            Event::Deadline => self.deadline(common, cx),
+            Event::Closed(_) => self.connect(common, cx),
+            Event::Settled | Event::Sent(_) => {
+                let asked_address = self.tries == 0 && !common.has_in_flight(Kind::LocalAddress);
+                if asked_address {
+                    self.connect(common, cx)
+                } else {
+                    self.wait(common, cx)
+                }
+            }
+        }
+    }
+
+    /// Begins the next try.
+    fn connect(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        let snapshot = std::rc::Rc::clone(&common.snapshot);
+        let servers = snapshot
+            .backends
+            .get(usize::from(self.backend))
+            .map(|backend| backend.servers.as_slice())
+            .unwrap_or_default();
+        let cursor = cx.cursors.get_mut(usize::from(self.backend));
+        let chosen = cursor.and_then(|cursor| {
+            if self.tries == 0 {
+                cursor.next(servers.len())
+            } else {
+                cursor.next_except(servers.len(), self.trying)
+            }
+        });
+        let Some((index, server)) = chosen.and_then(|index| Some((index, servers.get(index)?)))
+        else {
+            return Close::abort(common, CloseReason::NoServer, cx);
+        };
+        self.tries += 1;
+        self.trying = index;
+        self.timed_out = false;
+        common.story.server = Some(server.server);
+        common.server.open = true;
+        common.set_deadline(snapshot.timeouts.connect, cx);
+        let address = server.address.clone();
+        common.submit(Kind::Connect, Operation::Connect { address }, cx);
+        self.wait(common, cx)
+    }
+
+    fn wait(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        common.flush(Side::Client, cx);
+        if common.has_room(Side::Server) {
+            common.receive(Side::Client, cx);
+        }
+        Stage::Route(self)
+    }
+
+    fn connected(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        common.story.mark(Span::Connect, cx);
+        self.prepend_proxy_header(common, cx);
+        Relay::begin(common, cx)
+    }
+
+    /// A try has failed: another server, if there is one to try; else the end.
+    fn failed(self, _error: Errno, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        cx.counters.connect_failures.add(1);
+        let servers = common
+            .snapshot
+            .backends
+            .get(usize::from(self.backend))
+            .map_or(0, |backend| backend.servers.len());
+        if self.tries < CONNECT_TRIES_MAX && servers > 1 {
+            cx.counters.connect_retries.add(1);
+            common.submit(
+                Kind::CloseServer,
+                Operation::Close { side: Side::Server },
+                cx,
+            );
+            return self.wait(common, cx);
+        }
+        let reason = if self.timed_out {
+            CloseReason::ConnectTimeout
+        } else {
+            CloseReason::ConnectFailed
+        };
+        Close::abort(common, reason, cx)
+    }
+
+    fn deadline(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        if common.has_in_flight(Kind::Connect) && !self.timed_out {
+            self.timed_out = true;
+            // The cancel is answered at once; this only keeps a deadline armed.
+            common.set_deadline(common.snapshot.timeouts.connect, cx);
+            common.cancel(Kind::Connect, Kind::CancelConnect, cx);
+            return self.wait(common, cx);
+        }
+        Close::abort(common, CloseReason::ConnectTimeout, cx)
+    }
+
+    fn sends_proxy_header(&self, common: &Common) -> bool {
+        let backend = common.snapshot.backends.get(usize::from(self.backend));
+        backend.is_some_and(|backend| backend.send_proxy_protocol.is_some())
+    }
+
+    fn prepend_proxy_header(&self, common: &mut Common, cx: &mut Context<'_>) {
+        let backend = common.snapshot.backends.get(usize::from(self.backend));
+        let Some(version) = backend.and_then(|backend| backend.send_proxy_protocol) else {
+            return;
+        };
+        let story = &common.story;
+        let header = Header {
+            client: story.client,
+            local: story.local,
+            alpn: story.alpn.as_deref().map(str::as_bytes),
+            authority: story.server_name.as_deref(),
+            version: story.version,
+            suite: story.suite,
+        };
+        let mut bytes = [0; proxy_protocol::HEADER_BYTES_MAX];
+        if let Some(len) = proxy_protocol::encode(version, &header, &mut bytes) {
+            common
+                .inbound
+                .prepend(bytes.get(..len).unwrap_or_default(), cx.pool);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What a connection remembers of itself for its access-log record and the histograms.
+
+use std::net::SocketAddr;
+
+use crate::io::Time;
+use crate::telemetry::labels::{CloseReason, Group, HandshakeOutcome, Span, Suite, Version};
+use crate::telemetry::record::Record;
+
+use super::context::Context;
+
+/// Times, bytes, names and negotiated values of one connection.
+#[derive(Debug)]
+pub struct Story {
+    /// The client's address.
+    pub client: SocketAddr,
+    /// The address the client reached, where it is known.
+    pub local: Option<SocketAddr>,
+    /// Index of the listener.
+    pub listener: u16,
+    /// Name the client asked for.
+    pub server_name: Option<Box<str>>,
+    /// Negotiated ALPN protocol.
+    pub alpn: Option<Box<str>>,
+    /// How the handshake ended; `None` while it goes on.
+    pub handshake: Option<HandshakeOutcome>,
+    /// TLS version.
+    pub version: Version,
+    /// Cipher suite.
+    pub suite: Suite,
+    /// Key exchange group.
+    pub group: Group,
+    /// Index of the backend.
+    pub backend: Option<u16>,
+    /// Index of the connected server within its backend.
+    pub server: Option<u16>,
+    /// Plaintext bytes that the server took.
+    pub inbound_bytes: u64,
+    /// Plaintext bytes sealed for the client.
+    pub outbound_bytes: u64,
+    accepted_at: Time,
+    marked_at: Time,
+    spans: [u64; Span::COUNT],
+}
+
+impl Story {
+    /// The story of a client that was accepted just now.
+    pub fn new(client: SocketAddr, local: Option<SocketAddr>, listener: u16, now: Time) -> Self {
+        Self {
+            client,
+            local,
+            listener,
+            server_name: None,
+            alpn: None,
+            handshake: None,
+            version: Version::None,
+            suite: Suite::None,
+            group: Group::None,
+            backend: None,
+            server: None,
+            inbound_bytes: 0,
+            outbound_bytes: 0,
+            accepted_at: now,
+            marked_at: now,
+            spans: [0; Span::COUNT],
+        }
+    }
+
+    /// When the client was accepted.
+    pub fn accepted_at(&self) -> Time {
+        self.accepted_at
+    }
+
+    /// Ends the span that began at the last mark.
+    pub fn mark(&mut self, span: Span, cx: &Context<'_>) {
+        let duration = cx.now.since(self.marked_at);
+        self.marked_at = cx.now;
+        self.record_span(span, duration, cx);
+    }
+
+    fn record_span(&mut self, span: Span, duration: std::time::Duration, cx: &Context<'_>) {
+        cx.counters.span(span).observe(duration);
+        if let Some(slot) = self.spans.get_mut(span as usize) {
+            *slot = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        }
+    }
+
+    /// Ends the handshake's part of the story, once.
+    pub fn handshake_ended(&mut self, outcome: HandshakeOutcome, cx: &Context<'_>) {
+        debug_assert!(self.handshake.is_none(), "a handshake ends once");
+        self.handshake = Some(outcome);
+        cx.counters.handshakes.of(outcome).add(1);
+    }
+
+    /// Ends the story.
+    pub fn end(&mut self, cx: &Context<'_>) {
+        self.record_span(Span::Total, cx.now.since(self.accepted_at), cx);
+    }
+
+    /// The access-log record.
+    pub fn into_record(self, worker: u16, reason: CloseReason) -> Record {
+        let [
+            client_hello_nanos,
+            handshake_nanos,
+            connect_nanos,
+            _relay,
+            total_nanos,
+        ] = self.spans;
+        Record {
+            worker,
+            listener: self.listener,
+            client: self.client,
+            server_name: self.server_name,
+            alpn: self.alpn,
+            handshake: self.handshake.unwrap_or(HandshakeOutcome::InternalError),
+            version: self.version,
+            suite: self.suite,
+            group: self.group,
+            backend: self.backend,
+            server: self.server,
+            reason,
+            inbound_bytes: self.inbound_bytes,
+            outbound_bytes: self.outbound_bytes,
+            client_hello_nanos,
+            handshake_nanos,
+            connect_nanos,
+            total_nanos,
+        }
+    }
+}

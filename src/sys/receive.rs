@@ -1,0 +1,163 @@
+//! The provided-buffer ring: receive buffers that the kernel takes from when bytes arrive, so that
+//! a connection that waits holds none.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::IoUring;
+use io_uring::types::BufRingEntry;
+
+use crate::io::ReceivedAt;
+use crate::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS};
+
+/// The buffer group that receives name.
+pub(super) const GROUP: u16 = 0;
+
+const PAGE: usize = 4096;
+
+/// Buffers and the ring by which they travel to the kernel.
+///
+/// # Invariants
+/// A buffer is in exactly one of three places: in the kernel (not lent), lent to the worker
+/// (`lent` is true), never both. Only lent memory is turned into a slice.
+pub(super) struct ReceiveBuffers {
+    entries: NonNull<BufRingEntry>,
+    memory: NonNull<u8>,
+    tail: u16,
+    lent: Vec<bool>,
+}
+
+impl ReceiveBuffers {
+    const ENTRIES: usize = RECEIVE_BUFFERS as usize;
+    const MEMORY_BYTES: usize = Self::ENTRIES * RECEIVE_BUFFER_BYTES;
+
+    /// Allocates the buffers and registers them with `ring`, which must be dropped before them.
+    ///
+    /// # Errors
+    /// `io_uring_register(2)`'s: ENOMEM when `RLIMIT_MEMLOCK` does not cover the ring's pages.
+    pub(super) fn register(ring: &IoUring) -> std::io::Result<Self> {
+        let entries = allocate(Self::entries_layout()).cast::<BufRingEntry>();
+        let memory = allocate(Self::memory_layout());
+        let mut buffers = Self {
+            entries,
+            memory,
+            tail: 0,
+            lent: vec![true; Self::ENTRIES],
+        };
+        // SAFETY: the entries are page-aligned, zeroed, as many as told, and live until `drop`,
+        // which the owner runs after the ring is closed.
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(
+                entries.as_ptr() as u64,
+                RECEIVE_BUFFERS,
+                GROUP,
+                0,
+            )?;
+        }
+        for buffer in 0..RECEIVE_BUFFERS {
+            buffers.hand_over(buffer);
+        }
+        Ok(buffers)
+    }
+
+    fn entries_layout() -> Layout {
+        let bytes = Self::ENTRIES * size_of::<BufRingEntry>();
+        Layout::from_size_align(bytes, PAGE).unwrap_or(Layout::new::<u8>())
+    }
+
+    fn memory_layout() -> Layout {
+        Layout::from_size_align(Self::MEMORY_BYTES, PAGE).unwrap_or(Layout::new::<u8>())
+    }
+
+    /// The kernel has filled a buffer: it is the worker's until recycled.
+    ///
+    /// # Panics
+    /// When it was lent already: the kernel or the books are wrong.
+    pub(super) fn lend(&mut self, buffer: u16) {
+        match self.lent.get_mut(usize::from(buffer)) {
+            Some(lent) if !*lent => *lent = true,
+            _ => unreachable!("receive buffer {buffer} came from the kernel twice"),
+        }
+    }
+
+    /// The bytes of a receive.
+    ///
+    /// # Panics
+    /// When the buffer is not lent or the range is outside it.
+    pub(super) fn bytes(&mut self, at: &ReceivedAt) -> &mut [u8] {
+        let lent = self
+            .lent
+            .get(usize::from(at.buffer))
+            .copied()
+            .unwrap_or(false);
+        assert!(
+            lent,
+            "a receive buffer is read that the kernel may be writing to"
+        );
+        let (start, len) = (at.start as usize, at.len as usize);
+        assert!(
+            start + len <= RECEIVE_BUFFER_BYTES,
+            "a receive outside its buffer"
+        );
+        let offset = usize::from(at.buffer) * RECEIVE_BUFFER_BYTES + start;
+        // SAFETY: `offset + len` lies within the allocation by the two checks above.
+        let first = unsafe { self.memory.add(offset) };
+        // SAFETY: the range is initialised (zeroed at allocation), lent to us and not to the
+        // kernel, and borrowed from `self` for as long as the slice lives.
+        unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), len) }
+    }
+
+    /// Gives a lent buffer back to the kernel.
+    ///
+    /// # Panics
+    /// When it was not lent.
+    pub(super) fn recycle(&mut self, buffer: u16) {
+        let lent = self.lent.get(usize::from(buffer)).copied().unwrap_or(false);
+        assert!(lent, "a receive buffer is recycled twice");
+        self.hand_over(buffer);
+    }
+
+    fn hand_over(&mut self, buffer: u16) {
+        if let Some(lent) = self.lent.get_mut(usize::from(buffer)) {
+            *lent = false;
+        }
+        let slot = usize::from(self.tail) % Self::ENTRIES;
+        // SAFETY: `slot` is within the entries.
+        let entry = unsafe { self.entries.add(slot) };
+        // SAFETY: the buffer's number is within the memory: only numbers below ENTRIES are lent.
+        let first = unsafe { self.memory.add(usize::from(buffer) * RECEIVE_BUFFER_BYTES) };
+        // SAFETY: the kernel reads an entry only once the tail below has passed it.
+        let entry = unsafe { &mut *entry.as_ptr() };
+        entry.set_addr(first.as_ptr() as u64);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a few ten KiB, see limits.rs"
+        )]
+        entry.set_len(RECEIVE_BUFFER_BYTES as u32);
+        entry.set_bid(buffer);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the ring's tail is inside its first entry, which we own.
+        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
+        // SAFETY: aligned, valid, and shared with the kernel only through atomic accesses.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        // Release: the kernel must see the entry before the tail that covers it.
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for ReceiveBuffers {
+    fn drop(&mut self) {
+        // SAFETY: allocated with the same layout, and the kernel's ring is closed by now.
+        unsafe { dealloc(self.memory.as_ptr(), Self::memory_layout()) };
+        // SAFETY: as above.
+        unsafe { dealloc(self.entries.as_ptr().cast(), Self::entries_layout()) };
+    }
+}
+
+fn allocate(layout: Layout) -> NonNull<u8> {
+    assert!(layout.size() > 1, "limits.rs makes the layout valid");
+    // SAFETY: the layout has a size.
+    let memory = unsafe { alloc_zeroed(layout) };
+    NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout))
+}

@@ -1,0 +1,508 @@
+//! A worker's ring: [`Io`] on the kernel's `io_uring`.
+//!
+//! Slot `s` has direct descriptor `2s` for its client and `2s + 1` for its server. An accept
+//! installs into the first, a connect makes its socket in the second; no descriptor number ever
+//! enters the process's own table.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use nix::sys::eventfd::EventFd;
+
+use crate::io::{
+    Address, Buffer, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
+};
+use crate::limits::{RECEIVE_BUFFER_BYTES, RECORD_PAYLOAD_BYTES_MAX};
+
+use super::address::SocketAddress;
+use super::enter::RingFd;
+use super::receive::{GROUP, ReceiveBuffers};
+
+/// Entries of the submission queue; when it is full it is submitted early.
+pub const SUBMISSIONS: u32 = 4096;
+/// Entries of the completion queue; what does not fit waits in the kernel.
+pub const COMPLETIONS: u32 = 32 * 1024;
+
+const ETIME: Errno = Errno(62);
+const EINTR: Errno = Errno(4);
+const EBUSY: Errno = Errno(16);
+const EAGAIN: Errno = Errno(11);
+const EINVAL: Errno = Errno(22);
+
+static NO_DELAY: libc::c_int = 1;
+const NO_DELAY_BYTES: u32 = 4;
+const _: () = assert!(size_of::<libc::c_int>() == NO_DELAY_BYTES as usize);
+/// `AF_UNSPEC`, which is 0.
+static UNSPECIFIED: libc::sockaddr = libc::sockaddr {
+    sa_family: 0,
+    sa_data: [0; 14],
+};
+
+/// Optional features of the running kernel that the ring uses when they are there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Features {
+    /// `IORING_OP_FIXED_FD_INSTALL` (Linux 6.8): the address a client reached on a wildcard bind.
+    pub local_address: bool,
+    /// `SOCKET_URING_OP_SETSOCKOPT` (Linux 6.7): `TCP_NODELAY` towards servers.
+    pub socket_options: bool,
+}
+
+/// What the kernel holds of one slot besides its descriptors.
+#[derive(Default)]
+struct SlotMemory {
+    /// The buffers being sent, to the client and to the server.
+    to_client: Option<Buffer>,
+    to_server: Option<Buffer>,
+    /// The address being accepted from or connected to.
+    address: Option<Box<SocketAddress>>,
+    /// Why making the server's socket failed, until the connect linked to it reports.
+    socket_error: Option<Errno>,
+}
+
+impl SlotMemory {
+    fn sending(&mut self, side: Side) -> &mut Option<Buffer> {
+        match side {
+            Side::Client => &mut self.to_client,
+            Side::Server => &mut self.to_server,
+        }
+    }
+}
+
+/// The ring of one worker. Made and used on that worker's thread (`SINGLE_ISSUER`).
+pub struct Ring {
+    // Declared first, dropped first: the kernel lets go before the memory below goes.
+    uring: IoUring,
+    enter: RingFd,
+    listeners: Vec<OwnedFd>,
+    receive: ReceiveBuffers,
+    slots: Vec<SlotMemory>,
+    /// Boxes for addresses, kept for the next accept or connect.
+    #[expect(
+        clippy::vec_box,
+        reason = "the kernel holds pointers into the boxes in use"
+    )]
+    spare_addresses: Vec<Box<SocketAddress>>,
+    wake: Arc<EventFd>,
+    /// Where the mailbox's read puts the eventfd's counter.
+    wake_count: Box<u64>,
+    features: Features,
+    /// Completions of operations that never went to the kernel.
+    answered: Vec<Completion>,
+    started: Instant,
+}
+
+impl Ring {
+    /// A ring for `slots` slots.
+    ///
+    /// # Errors
+    /// The step that failed and the kernel's reason.
+    pub fn new(
+        slots: u32,
+        listeners: Vec<OwnedFd>,
+        wake: Arc<EventFd>,
+    ) -> Result<Self, (&'static str, std::io::Error)> {
+        let ring: IoUring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)
+            .map_err(|error| ("io_uring_setup", error))?;
+        ring.submitter()
+            .register_files_sparse(slots * 2)
+            .map_err(|error| ("registering the table of direct descriptors", error))?;
+        let receive = ReceiveBuffers::register(&ring)
+            .map_err(|error| ("registering the receive buffers", error))?;
+        let features = probe(&ring).map_err(|error| ("probing the ring", error))?;
+        let enter = RingFd::register(ring.as_raw_fd());
+        let mut slot_memory = Vec::new();
+        slot_memory.resize_with(slots as usize, SlotMemory::default);
+        let mut this = Self {
+            uring: ring,
+            enter,
+            listeners,
+            receive,
+            slots: slot_memory,
+            spare_addresses: Vec::new(),
+            wake,
+            wake_count: Box::new(0),
+            features,
+            answered: Vec::new(),
+            started: Instant::now(),
+        };
+        this.read_mailbox();
+        Ok(this)
+    }
+
+    /// Makes room for a chain of `entries`, submitting what is queued if there is none.
+    fn make_room(&mut self, entries: usize) {
+        loop {
+            let queue = self.uring.submission();
+            if queue.capacity() - queue.len() >= entries {
+                return;
+            }
+            drop(queue);
+            self.submit_queued(0, None);
+            // The kernel takes no more while completions overflow: take them out of its way.
+            let mut answered = std::mem::take(&mut self.answered);
+            self.reap(&mut answered);
+            self.answered = answered;
+        }
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        self.make_room(1);
+        // SAFETY: everything `entry` points to is owned by `self` (see the contract in
+        // `sys/mod.rs`) and stays put until the operation's completion.
+        let pushed = unsafe { self.uring.submission().push(entry) };
+        debug_assert!(pushed.is_ok(), "room was made");
+    }
+
+    fn submit_queued(&mut self, wanted: u32, timeout: Option<std::time::Duration>) {
+        let queued = u32::try_from(self.uring.submission().len()).unwrap_or(u32::MAX);
+        match self.enter.enter(queued, wanted, timeout) {
+            // EBUSY, EAGAIN: completions must be reaped, or memory freed, before more is taken.
+            Ok(_) | Err(ETIME | EINTR | EBUSY | EAGAIN) => {}
+            // Only a defect of ours is answered otherwise (EINVAL, EBADF, EFAULT); going on would
+            // spin without I/O.
+            Err(error) => unreachable!("io_uring_enter: {error}"),
+        }
+    }
+
+    fn slot(&mut self, token: Token) -> &mut SlotMemory {
+        let slot = self.slots.get_mut(token.slot as usize);
+        let Some(slot) = slot else {
+            unreachable!("slot {} of a smaller table", token.slot)
+        };
+        slot
+    }
+
+    fn send(&mut self, token: Token, side: Side, buffer: Buffer) {
+        let unsent = buffer.unsent();
+        let length = u32::try_from(unsent.len()).unwrap_or(u32::MAX);
+        let entry = opcode::Send::new(file(token, side), unsent.as_ptr(), length)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build()
+            .user_data(token.pack());
+        let lent = self.slot(token).sending(side);
+        assert!(lent.is_none(), "two sends to one side in flight");
+        *lent = Some(buffer);
+        self.push(&entry);
+    }
+
+    fn accept(&mut self, token: Token, listener: u32) {
+        let Some(listener) = self
+            .listeners
+            .get(listener as usize)
+            .map(AsRawFd::as_raw_fd)
+        else {
+            self.answer(token, Err(EINVAL));
+            return;
+        };
+        let mut address = self.spare_addresses.pop().unwrap_or_default();
+        let (storage, length) = address.for_kernel();
+        let entry = opcode::Accept::new(Fd(listener), storage, length)
+            .file_index(destination(token, Side::Client))
+            .build()
+            .user_data(token.pack());
+        self.slot(token).address = Some(address);
+        self.push(&entry);
+    }
+
+    /// `socket → TCP_NODELAY → connect`, linked: one submission, one completion unless a step
+    /// fails.
+    fn connect(&mut self, token: Token, to: &Address) {
+        let mut address = self.spare_addresses.pop().unwrap_or_default();
+        if address.set(to).is_err() {
+            self.spare_addresses.push(address);
+            self.answer(token, Err(EINVAL));
+            return;
+        }
+        let server = file(token, Side::Server);
+        let step = Token {
+            kind: Kind::Internal,
+            ..token
+        }
+        .pack();
+        let quiet = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
+        self.make_room(3);
+        let socket = opcode::Socket::new(address.family(), libc::SOCK_STREAM, 0)
+            .file_index(destination(token, Side::Server))
+            .build()
+            .flags(quiet)
+            .user_data(step);
+        self.push(&socket);
+        if self.features.socket_options && matches!(to, Address::Inet(_)) {
+            let no_delay = opcode::SetSockOpt::new(
+                server,
+                libc::IPPROTO_TCP.cast_unsigned(),
+                libc::TCP_NODELAY.cast_unsigned(),
+                (&raw const NO_DELAY).cast(),
+                NO_DELAY_BYTES,
+            );
+            self.push(&no_delay.build().flags(quiet).user_data(step));
+        }
+        let (storage, length) = address.filled();
+        let connect = opcode::Connect::new(server, storage, length).build();
+        self.slot(token).address = Some(address);
+        self.push(&connect.user_data(token.pack()));
+    }
+
+    fn local_address(&mut self, token: Token) {
+        if !self.features.local_address {
+            self.answer(token, Err(EINVAL));
+            return;
+        }
+        let client = file(token, Side::Client);
+        let entry = opcode::FixedFdInstall::new(client, 0)
+            .build()
+            .user_data(token.pack());
+        self.push(&entry);
+    }
+
+    /// Completes an operation without the kernel.
+    fn answer(&mut self, token: Token, result: Result<u32, Errno>) {
+        let payload = Payload::None;
+        self.answered.push(Completion {
+            token,
+            result,
+            more: false,
+            payload,
+        });
+    }
+
+    fn read_mailbox(&mut self) {
+        let token = Token::new(0, 0, Kind::Mailbox);
+        let into = (&raw mut *self.wake_count).cast();
+        let entry = opcode::Read::new(Fd(self.wake.as_raw_fd()), into, 8).build();
+        self.push(&entry.user_data(token.pack()));
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        loop {
+            let Some(entry) = self.uring.completion().next() else {
+                return;
+            };
+            if let Some(completion) = self.complete(&entry) {
+                completions.push(completion);
+            }
+        }
+    }
+
+    fn complete(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let Some(token) = Token::unpack(entry.user_data()) else {
+            unreachable!("the kernel answers what was not asked")
+        };
+        let result = match u32::try_from(entry.result()) {
+            Ok(value) => Ok(value),
+            Err(_) => Err(Errno(entry.result().wrapping_neg())),
+        };
+        let payload = match token.kind {
+            Kind::RecvClient | Kind::RecvServer => self.received(entry, result),
+            Kind::SendClient => self.sent(token, Side::Client),
+            Kind::SendServer => self.sent(token, Side::Server),
+            Kind::Accept => self.accepted(token, result),
+            Kind::Connect => return Some(self.connected(token, result)),
+            Kind::LocalAddress => result.map_or(Payload::None, local_address_of),
+            Kind::Internal => {
+                if let Err(error) = result
+                    && error != Errno::CANCELED
+                {
+                    self.slot(token).socket_error = Some(error);
+                }
+                return None;
+            }
+            Kind::Mailbox => {
+                self.read_mailbox();
+                Payload::None
+            }
+            _ => Payload::None,
+        };
+        Some(Completion {
+            token,
+            result,
+            more: false,
+            payload,
+        })
+    }
+
+    fn received(&mut self, entry: &cqueue::Entry, result: Result<u32, Errno>) -> Payload {
+        let Some(buffer) = cqueue::buffer_select(entry.flags()) else {
+            return Payload::None;
+        };
+        self.receive.lend(buffer);
+        match result {
+            Ok(len) if len > 0 => Payload::Received(ReceivedAt {
+                buffer,
+                start: 0,
+                len,
+                buffer_more: false,
+            }),
+            _ => {
+                self.receive.recycle(buffer);
+                Payload::None
+            }
+        }
+    }
+
+    fn sent(&mut self, token: Token, side: Side) -> Payload {
+        let lent = self.slot(token).sending(side).take();
+        let Some(buffer) = lent else {
+            unreachable!("a send completed twice")
+        };
+        Payload::Sent(buffer)
+    }
+
+    fn accepted(&mut self, token: Token, result: Result<u32, Errno>) -> Payload {
+        let Some(address) = self.slot(token).address.take() else {
+            return Payload::None;
+        };
+        let client = address.get();
+        self.spare_addresses.push(address);
+        match (result, client) {
+            (Ok(_), Some(client)) => Payload::Peer(client),
+            _ => Payload::None,
+        }
+    }
+
+    fn connected(&mut self, token: Token, result: Result<u32, Errno>) -> Completion {
+        let slot = self.slot(token);
+        let socket_error = slot.socket_error.take();
+        let address = slot.address.take();
+        self.spare_addresses.extend(address);
+        let result = match (result, socket_error) {
+            (Err(Errno::CANCELED), Some(error)) => Err(error),
+            (result, _) => result,
+        };
+        Completion {
+            token,
+            result,
+            more: false,
+            payload: Payload::None,
+        }
+    }
+}
+
+impl Io for Ring {
+    fn submit(&mut self, token: Token, operation: Operation) {
+        match operation {
+            Operation::Accept { listener } => self.accept(token, listener),
+            Operation::LocalAddress => self.local_address(token),
+            Operation::Send { side, buffer } => self.send(token, side, buffer),
+            Operation::Connect { address } => self.connect(token, &address),
+            Operation::Recv { side } => {
+                let into = std::ptr::null_mut();
+                let entry = opcode::Recv::new(file(token, side), into, receive_bytes(side))
+                    .buf_group(GROUP)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+                    .user_data(token.pack());
+                self.push(&entry);
+            }
+            Operation::Shutdown { side } => {
+                let entry = opcode::Shutdown::new(file(token, side), libc::SHUT_WR).build();
+                self.push(&entry.user_data(token.pack()));
+            }
+            Operation::Reset { side } => {
+                // Connecting to AF_UNSPEC dissolves an association (connect(2)); on TCP the
+                // kernel answers the peer with a reset.
+                #[expect(clippy::cast_possible_truncation, reason = "16 bytes")]
+                let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+                let entry = opcode::Connect::new(file(token, side), &raw const UNSPECIFIED, length);
+                self.push(&entry.build().user_data(token.pack()));
+            }
+            Operation::Close { side } => {
+                let entry = opcode::Close::new(file(token, side)).build();
+                self.push(&entry.user_data(token.pack()));
+            }
+            Operation::Cancel { target } => {
+                let target = Token {
+                    kind: target,
+                    ..token
+                }
+                .pack();
+                let entry = opcode::AsyncCancel::new(target).build();
+                self.push(&entry.user_data(token.pack()));
+            }
+        }
+    }
+
+    fn wait(&mut self, deadline: Option<Time>, completions: &mut Vec<Completion>) {
+        let timeout = deadline.map(|deadline| deadline.since(self.now()));
+        let waits = self.answered.is_empty() && timeout.is_none_or(|timeout| !timeout.is_zero());
+        self.submit_queued(u32::from(waits), timeout);
+        completions.append(&mut self.answered);
+        self.reap(completions);
+    }
+
+    fn received(&mut self, at: &ReceivedAt) -> &mut [u8] {
+        self.receive.bytes(at)
+    }
+
+    fn recycle(&mut self, at: ReceivedAt) {
+        self.receive.recycle(at.buffer);
+    }
+
+    fn stop_listening(&mut self) {
+        self.listeners.clear();
+    }
+
+    fn now(&mut self) -> Time {
+        Time::default() + self.started.elapsed()
+    }
+}
+
+/// Bytes of one receive, at most. From a server: what fills whole records, so that a busy stream
+/// is not cut into long and short ones.
+#[expect(clippy::cast_possible_truncation, reason = "a few ten KiB")]
+fn receive_bytes(side: Side) -> u32 {
+    match side {
+        Side::Client => RECEIVE_BUFFER_BYTES as u32,
+        Side::Server => {
+            (RECEIVE_BUFFER_BYTES - RECEIVE_BUFFER_BYTES % RECORD_PAYLOAD_BYTES_MAX) as u32
+        }
+    }
+}
+
+fn file(token: Token, side: Side) -> Fixed {
+    Fixed(token.slot * 2 + side as u32)
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // Closing a ring cancels what is in flight some time later; the memory lent to it goes
+        // now. ENOENT: nothing was in flight.
+        let _nothing_in_flight = self
+            .uring
+            .submitter()
+            .register_sync_cancel(None, CancelBuilder::any());
+    }
+}
+
+fn destination(token: Token, side: Side) -> Option<DestinationSlot> {
+    DestinationSlot::try_from_slot_target(token.slot * 2 + side as u32).ok()
+}
+
+/// The local address of a client's socket, by a descriptor installed for the moment.
+fn local_address_of(descriptor: u32) -> Payload {
+    let Ok(descriptor) = i32::try_from(descriptor) else {
+        return Payload::None;
+    };
+    // SAFETY: the kernel has installed this descriptor for us just now; nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    super::socket::local_address(&socket).map_or(Payload::None, Payload::Peer)
+}
+
+fn probe(ring: &IoUring) -> std::io::Result<Features> {
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    Ok(Features {
+        local_address: probe.is_supported(opcode::FixedFdInstall::CODE),
+        // No opcode tells (it is a command of IORING_OP_URING_CMD); FIXED_FD_INSTALL came one
+        // release later.
+        socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),
+    })
+}

@@ -1,0 +1,303 @@
+//! One TLS session: ciphertext in, plaintext out, and back. Drives rustls's unbuffered API, so
+//! that records are opened where the kernel put them and sealed where they leave from.
+
+use std::sync::Arc;
+
+use rustls::crypto::SupportedKxGroup;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
+    WriteTraffic,
+};
+use rustls::{CipherSuite, NamedGroup, ProtocolVersion, ServerConfig};
+
+use super::failure::Failure;
+use crate::connection::queue::Queue;
+use crate::io::buffer::Pool;
+use crate::limits::{RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX};
+use crate::telemetry::labels::{Group, Suite, Version};
+
+/// The server's end of one TLS session.
+pub struct Session {
+    tls: UnbufferedServerConnection,
+    /// Ciphertext of a record (or handshake message) whose rest has not arrived.
+    partial: Vec<u8>,
+    /// The client's `close_notify` has arrived.
+    client_closed: bool,
+}
+
+/// Where a session's bytes go.
+pub struct Sinks<'a> {
+    /// Plaintext towards the server.
+    pub plaintext: &'a mut Queue,
+    /// Records towards the client.
+    pub records: &'a mut Queue,
+    /// Where both take their buffers.
+    pub pool: &'a mut Pool,
+}
+
+impl Session {
+    /// A session that has seen nothing yet.
+    ///
+    /// # Errors
+    /// When rustls refuses the configuration.
+    pub fn new(config: Arc<ServerConfig>) -> Result<Self, Failure> {
+        let tls = UnbufferedServerConnection::new(config).map_err(|error| Failure::from(&error))?;
+        Ok(Self {
+            tls,
+            partial: Vec::new(),
+            client_closed: false,
+        })
+    }
+
+    /// Takes ciphertext in; plaintext and answers go to `sinks`.
+    ///
+    /// # Limits
+    /// Keeps at most one incomplete handshake message (64 KiB, rustls's bound) or record between
+    /// calls.
+    ///
+    /// # Errors
+    /// What ended the session. The alert that says so to the client is in `sinks.records` already.
+    pub fn receive(&mut self, bytes: &mut [u8], sinks: &mut Sinks<'_>) -> Result<(), Failure> {
+        if self.client_closed {
+            return Ok(());
+        }
+        if self.partial.is_empty() {
+            let used = self.process(bytes, sinks)?;
+            let rest = bytes.get(used..).unwrap_or_default();
+            if !rest.is_empty() && !self.client_closed {
+                self.partial.extend_from_slice(rest);
+            }
+        } else {
+            let mut partial = std::mem::take(&mut self.partial);
+            partial.extend_from_slice(bytes);
+            let used = self.process(&mut partial, sinks)?;
+            if used < partial.len() && !self.client_closed {
+                partial.drain(..used);
+                self.partial = partial;
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes whole records at the front of `bytes` and returns how many bytes they were.
+    fn process(&mut self, bytes: &mut [u8], sinks: &mut Sinks<'_>) -> Result<usize, Failure> {
+        let mut used = 0;
+        loop {
+            let rest = bytes.get_mut(used..).unwrap_or_default();
+            let UnbufferedStatus { discard, state } = self.tls.process_tls_records(rest);
+            let mut waits = false;
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(record) = traffic.next_record() {
+                        let record = record.map_err(|error| Failure::from(&error))?;
+                        sinks.plaintext.append(record.payload, sinks.pool);
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    encode(sinks, |out| data.encode(out));
+                }
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
+                    self.client_closed = true;
+                    waits = true;
+                }
+                Ok(_) => waits = true,
+                Err(error) => {
+                    self.encode_alert(sinks);
+                    return Err(Failure::from(&error));
+                }
+            }
+            used += discard;
+            if waits {
+                return Ok(used);
+            }
+        }
+    }
+
+    /// After an error rustls holds an alert to send; asked once more, it hands it over.
+    fn encode_alert(&mut self, sinks: &mut Sinks<'_>) {
+        loop {
+            match self.tls.process_tls_records(&mut []).state {
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    encode(sinks, |out| data.encode(out));
+                }
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Seals `plaintext` into records.
+    ///
+    /// # Errors
+    /// When the session cannot send any more: the keys' usage limit is reached.
+    pub fn seal(
+        &mut self,
+        mut plaintext: &[u8],
+        records: &mut Queue,
+        pool: &mut Pool,
+    ) -> Result<(), Failure> {
+        while !plaintext.is_empty() {
+            let (payload, rest) = plaintext.split_at(plaintext.len().min(RECORD_PAYLOAD_BYTES_MAX));
+            // The second allowance is for a KeyUpdate that rustls may put before the record.
+            let room = payload.len() + 3 * RECORD_OVERHEAD_BYTES_MAX;
+            self.write_traffic(records, pool, room, |traffic, out| {
+                traffic.encrypt(payload, out)
+            })?;
+            plaintext = rest;
+        }
+        Ok(())
+    }
+
+    /// Queues the `close_notify` that ends our direction (RFC 8446 section 6.1).
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the bare method is not general enough over its lifetimes"
+    )]
+    pub fn close(&mut self, records: &mut Queue, pool: &mut Pool) {
+        let room = 3 * RECORD_OVERHEAD_BYTES_MAX;
+        // A session that cannot send has ended with an alert or not begun: no close_notify is due.
+        let _not_due = self.write_traffic(records, pool, room, |traffic, out| {
+            traffic.queue_close_notify(out)
+        });
+    }
+
+    fn write_traffic(
+        &mut self,
+        records: &mut Queue,
+        pool: &mut Pool,
+        room: usize,
+        write: impl FnOnce(
+            &mut WriteTraffic<'_, rustls::server::ServerConnectionData>,
+            &mut [u8],
+        ) -> Result<usize, EncryptError>,
+    ) -> Result<(), Failure> {
+        let mut sent = Err(Failure::CannotSend);
+        if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
+            self.tls.process_tls_records(&mut []).state
+        {
+            records.write(room, pool, |out| match write(&mut traffic, out) {
+                Ok(written) => {
+                    sent = Ok(());
+                    written
+                }
+                Err(_) => 0,
+            });
+        }
+        sent
+    }
+
+    /// The client has ended its direction with `close_notify`.
+    pub fn client_closed(&self) -> bool {
+        self.client_closed
+    }
+
+    /// The handshake is complete.
+    pub fn is_established(&self) -> bool {
+        !self.tls.is_handshaking()
+    }
+
+    /// Bytes kept between calls.
+    pub fn partial_bytes(&self) -> usize {
+        self.partial.len()
+    }
+
+    /// Negotiated ALPN protocol.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.tls.alpn_protocol()
+    }
+
+    /// Negotiated version.
+    pub fn version(&self) -> Version {
+        match self.tls.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => Version::Tls12,
+            Some(ProtocolVersion::TLSv1_3) => Version::Tls13,
+            _ => Version::None,
+        }
+    }
+
+    /// Negotiated cipher suite.
+    pub fn suite(&self) -> Suite {
+        match self
+            .tls
+            .negotiated_cipher_suite()
+            .map(|suite| suite.suite())
+        {
+            Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => Suite::Tls13Aes128GcmSha256,
+            Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => Suite::Tls13Aes256GcmSha384,
+            Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => Suite::Tls13Chacha20Poly1305Sha256,
+            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) => {
+                Suite::EcdheEcdsaAes128GcmSha256
+            }
+            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384) => {
+                Suite::EcdheEcdsaAes256GcmSha384
+            }
+            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256) => {
+                Suite::EcdheEcdsaChacha20Poly1305Sha256
+            }
+            Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) => {
+                Suite::EcdheRsaAes128GcmSha256
+            }
+            Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384) => {
+                Suite::EcdheRsaAes256GcmSha384
+            }
+            Some(CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256) => {
+                Suite::EcdheRsaChacha20Poly1305Sha256
+            }
+            _ => Suite::None,
+        }
+    }
+
+    /// Negotiated key exchange group.
+    pub fn group(&self) -> Group {
+        match self
+            .tls
+            .negotiated_key_exchange_group()
+            .map(SupportedKxGroup::name)
+        {
+            Some(NamedGroup::X25519) => Group::X25519,
+            Some(NamedGroup::secp256r1) => Group::Secp256r1,
+            Some(NamedGroup::secp384r1) => Group::Secp384r1,
+            Some(NamedGroup::X25519MLKEM768) => Group::X25519Mlkem768,
+            _ => Group::None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Session {
+    // Never keys or bytes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("established", &self.is_established())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Encodes into the records queue, asking once more with the size that rustls wants.
+fn encode(sinks: &mut Sinks<'_>, mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>) {
+    if sinks.records.ended() {
+        // Our direction has ended with `close_notify`: nothing may follow it. rustls still wants
+        // the record (an answer to a KeyUpdate, an alert) taken off its hands.
+        let mut nowhere = sinks.pool.take();
+        let _dropped = encode(nowhere.spare());
+        sinks.pool.give(nowhere);
+        return;
+    }
+    let mut required = 0;
+    let mut attempt = |room: usize, required: &mut usize| {
+        sinks
+            .records
+            .write(room, sinks.pool, |out| match encode(out) {
+                Ok(written) => written,
+                Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
+                    *required = required_size;
+                    0
+                }
+                Err(EncodeError::AlreadyEncoded) => 0,
+            })
+    };
+    if attempt(1, &mut required) == 0 && required > 0 {
+        attempt(required, &mut required);
+    }
+}

@@ -1,0 +1,150 @@
+//! Which accepts are armed, and when not: at the connection limit and while the kernel has no
+//! descriptors to give. Accept pauses; it never spins.
+//!
+//! Every listening socket keeps up to [`ACCEPTS_ARMED`] single accepts in flight, each with its
+//! own slot, so that the kernel can tell us every client's address (a multishot accept has one
+//! address for all). Near the connection limit only as many are armed as there is room for, but
+//! one per listening socket always: so a burst over several sockets at once can open more
+//! connections than the limit, by less than the accepts that were armed.
+
+use std::time::Duration;
+
+use crate::io::{Completion, Errno, Io, Kind, Operation, Payload, Time, Token};
+use crate::limits::ACCEPTS_ARMED;
+use crate::telemetry::labels::Limit;
+
+use super::Worker;
+use super::table::Entry;
+
+/// How long accept pauses when the kernel has no descriptor or memory for another client.
+pub const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// A worker's accepts.
+#[derive(Debug)]
+pub(super) struct Accepting {
+    /// Connections open at a time.
+    connections: u32,
+    /// Accepts armed, by listening socket.
+    armed: Vec<u32>,
+    /// The connection limit is reached.
+    full: bool,
+    /// Until when accept pauses after an error.
+    paused_until: Option<Time>,
+}
+
+impl Accepting {
+    pub(super) fn new(connections: u32, binds: usize) -> Self {
+        Self {
+            connections,
+            armed: vec![0; binds],
+            full: false,
+            paused_until: None,
+        }
+    }
+
+    pub(super) fn resumes_at(&self) -> Option<Time> {
+        self.paused_until
+    }
+
+    fn ended(&mut self, listener: u32) {
+        if let Some(armed) = self.armed.get_mut(listener as usize) {
+            *armed -= 1;
+        }
+    }
+}
+
+impl<I: Io> Worker<I> {
+    /// Arms what may be armed; at the limit, cancels what is.
+    pub(super) fn arm_accepts(&mut self) {
+        if self.drain_until.is_some() {
+            return;
+        }
+        if self
+            .accepting
+            .paused_until
+            .is_some_and(|until| self.now < until)
+        {
+            return;
+        }
+        self.accepting.paused_until = None;
+        if self.table.open() >= self.accepting.connections {
+            if !self.accepting.full {
+                self.accepting.full = true;
+                self.counters.limits.of(Limit::ConnectionsPerWorker).add(1);
+                self.counters.accept_paused.raise_to(1);
+                self.cancel_accepts();
+            }
+            return;
+        }
+        if self.accepting.full || self.counters.accept_paused.get() > 0 {
+            self.accepting.full = false;
+            self.counters
+                .accept_paused
+                .sub(self.counters.accept_paused.get());
+        }
+        for listener in 0..self.accepting.armed.len() {
+            self.arm(listener);
+        }
+    }
+
+    fn arm(&mut self, listener: usize) {
+        let Ok(number) = u32::try_from(listener) else {
+            return;
+        };
+        while let Some(armed) = self.accepting.armed.get_mut(listener) {
+            let room = self.table.open() + self.table.accepting() < self.accepting.connections;
+            if *armed >= ACCEPTS_ARMED || (*armed > 0 && !room) {
+                return;
+            }
+            let Some((slot, generation)) = self.table.reserve(number) else {
+                return;
+            };
+            *armed += 1;
+            let token = Token::new(slot, generation, Kind::Accept);
+            self.io
+                .submit(token, Operation::Accept { listener: number });
+        }
+    }
+
+    /// Cancels every armed accept. One that had succeeded still brings its client.
+    pub(super) fn cancel_accepts(&mut self) {
+        for (slot, generation, entry) in self.table.iter() {
+            if matches!(entry, Entry::Accepting(_)) {
+                let token = Token::new(slot, generation, Kind::CancelAccept);
+                self.io.submit(
+                    token,
+                    Operation::Cancel {
+                        target: Kind::Accept,
+                    },
+                );
+            }
+        }
+    }
+
+    /// An accept has ended: with a client, or with a reason to pause.
+    pub(super) fn on_accept(&mut self, completion: &Completion) {
+        let Some(Entry::Accepting(listener)) = self.table.entry(completion.token) else {
+            self.counters.stale_completions.add(1);
+            return;
+        };
+        let listener = *listener;
+        self.accepting.ended(listener);
+        match (&completion.result, &completion.payload) {
+            (Ok(_), Payload::Peer(client)) => self.welcome(completion.token, listener, *client),
+            (Err(Errno::CANCELED | Errno::CONNECTION_ABORTED), _) => {
+                self.table.release(completion.token.slot);
+            }
+            (result, _) => {
+                self.table.release(completion.token.slot);
+                if result.is_err_and(Errno::is_exhaustion) {
+                    if self.counters.accept_paused.get() == 0 {
+                        self.counters.limits.of(Limit::KernelFiles).add(1);
+                    }
+                    self.counters.accept_paused.raise_to(1);
+                }
+                // Whatever it was: an accept that fails at once, armed at once, would spin.
+                self.accepting.paused_until = Some(self.now + BACK_OFF);
+            }
+        }
+    }
+}
