@@ -39,6 +39,8 @@ pub(crate) struct Client {
     deaf: bool,
     /// Nothing more goes to it.
     mute: bool,
+    /// What goes to it is noise.
+    babbles: bool,
     /// Out of the conversation altogether.
     gone: bool,
 }
@@ -57,7 +59,10 @@ impl Client {
                 .iter()
                 .copied()
                 .collect(),
-            Opening::Noise => noise(random),
+            Opening::Noise => {
+                let len = random.magnitude(1, 3000);
+                noise(random, len)
+            }
         };
         Self {
             script,
@@ -67,6 +72,7 @@ impl Client {
             busy_until: Time(0),
             deaf: false,
             mute: false,
+            babbles: false,
             gone: false,
         }
     }
@@ -125,11 +131,11 @@ impl Client {
     /// Gives TLS what there is to say.
     fn speak(&mut self, turn: &mut Turn<'_>) {
         let said = &mut turn.talk.client;
-        if self.mute || !self.speaks_tls() {
+        if self.mute || self.babbles || !self.speaks_tls() {
             return;
         }
         let left = self.script.request_len - said.sent;
-        if left > 0 && !self.tls.is_handshaking() && self.out.is_empty() && !self.deaf {
+        if left > 0 && !self.tls.is_handshaking() && self.out.is_empty() {
             let len = turn.random.magnitude(1, self.script.pace.write_max);
             let len = len.min(usize::try_from(left).unwrap());
             let bytes = turn.talk.request.bytes(said.sent, len);
@@ -162,7 +168,7 @@ impl Client {
         } else {
             self.script.pace.write_max
         };
-        if let Some((at, how)) = self.script.misbehaves {
+        if let Some((at, how)) = self.script.misbehaves.filter(|_| !self.babbles) {
             if self.written == at {
                 self.misbehave(how, turn);
                 return true;
@@ -170,6 +176,9 @@ impl Client {
             len = len.min(usize::try_from(at - self.written).unwrap());
         }
         let bytes: Vec<u8> = self.out.iter().copied().take(len).collect();
+        if bytes.is_empty() {
+            return false;
+        }
         match turn.link.write(End::Peer, &bytes) {
             Ok(0) => false,
             Ok(taken) => {
@@ -196,9 +205,10 @@ impl Client {
                 turn.link.abort(End::Peer, turn.random);
                 self.leave(turn);
             }
+            // More than a record: whatever was begun is complete, and wrong.
             Misbehaviour::Garbage => {
-                let bytes: Vec<u8> = noise(turn.random).into();
-                let _taken = turn.link.write(End::Peer, &bytes);
+                self.out = noise(turn.random, 20_000);
+                (self.babbles, self.mute) = (true, false);
             }
         }
     }
@@ -212,8 +222,13 @@ impl Client {
     fn maybe_leave(&mut self, turn: &mut Turn<'_>) {
         let flushed = self.out.is_empty() || self.mute;
         let said = &turn.talk.client;
-        let over = self.deaf || (said.saw_end && said.ended && !self.script.fin_after_notify);
-        if flushed && over {
+        let heard_all = self.deaf || !self.script.fin_after_notify;
+        let over = if said.saw_end {
+            said.ended && heard_all
+        } else {
+            self.deaf
+        };
+        if flushed && (over || (self.deaf && self.mute)) {
             self.leave(turn);
         } else if flushed && said.ended && self.script.fin_after_notify {
             turn.link.shutdown(End::Peer);
@@ -241,7 +256,6 @@ impl Peer for Client {
     }
 }
 
-fn noise(random: &mut Random) -> VecDeque<u8> {
-    let len = random.magnitude(1, 3000);
+fn noise(random: &mut Random, len: usize) -> VecDeque<u8> {
     (0..len).map(|_| random.bits().to_le_bytes()[0]).collect()
 }

@@ -106,23 +106,31 @@ impl Conversation {
     pub(crate) fn check_at_end(&self, record: Option<&Record>) {
         self.check_now();
         let (client, server) = (&self.client, &self.server);
+        let reason = record.map(|record| record.reason);
         // A connect that succeeded too late carries nothing; its end says nothing.
-        let carried = server.got > 0 || record.is_some_and(|record| record.server.is_some());
-        if server.saw_end && carried {
+        let unused = server.got == 0
+            && matches!(
+                reason,
+                Some(CloseReason::ConnectFailed | CloseReason::ConnectTimeout)
+            );
+        // Silence ends a connection cleanly: all that was said was delivered, though a side might
+        // have said more.
+        let idle = reason == Some(CloseReason::IdleTimeout);
+        if server.saw_end && !unused {
             assert!(
-                client.ended,
+                client.ended || idle,
                 "{}: the server saw a clean end that the client never sent ({record:?})",
                 self.address
             );
-            assert_eq!(
-                server.got, client.sent,
-                "{}: the server saw a clean end before the last request byte",
+            assert!(
+                server.got == client.sent || (idle && client.misbehaved),
+                "{}: the server saw a clean end before the last request byte ({record:?})",
                 self.address
             );
         }
         if client.saw_end {
             assert!(
-                server.ended,
+                server.ended || idle,
                 "{}: the client saw close_notify but no server had ended ({record:?})",
                 self.address
             );
@@ -166,12 +174,16 @@ impl Conversation {
             "{address}: {record:?}"
         );
         if record.reason == CloseReason::Finished {
-            assert!(self.client.ended, "{address}: {self:#?}");
+            // A client that has its whole answer may leave without ceremony.
+            assert!(
+                self.client.ended || self.client.misbehaved,
+                "{address}: {self:#?}"
+            );
             assert!(self.server.ended, "{address}: {self:#?}");
-            assert_eq!(record.inbound_bytes, self.client.sent, "{address}");
             assert_eq!(record.outbound_bytes, self.server.sent, "{address}");
             // A peer that left may not have read what was delivered to its system.
-            if !self.server.misbehaved {
+            if !self.server.misbehaved && self.client.ended {
+                assert_eq!(record.inbound_bytes, self.client.sent, "{address}");
                 assert_eq!(self.server.got, self.client.sent, "{address}: {self:#?}");
             }
             if !self.client.misbehaved {
