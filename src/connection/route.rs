@@ -3,7 +3,7 @@
 //! Meanwhile the client may send: up to the high-water mark of its direction is taken, the rest
 //! waits in the kernel. A server that does not answer costs one more try, on another server.
 
-use crate::backend::proxy_protocol::{self, Header};
+use crate::backend::proxy_protocol::{self, Header, Tls};
 use crate::io::{Errno, Kind, Operation, Side};
 use crate::limits::CONNECT_TRIES_MAX;
 use crate::telemetry::labels::{CloseReason, Span};
@@ -180,8 +180,10 @@ impl Route {
             local: story.local,
             alpn: story.alpn.as_deref().map(str::as_bytes),
             authority: story.server_name.as_deref(),
-            version: story.version,
-            suite: story.suite,
+            tls: Some(Tls {
+                version: story.version,
+                suite: story.suite,
+            }),
         };
         let mut bytes = [0; proxy_protocol::HEADER_BYTES_MAX];
         if let Some(len) = proxy_protocol::encode(version, &header, &mut bytes) {

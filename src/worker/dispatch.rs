@@ -136,7 +136,7 @@ impl<I: Io> Worker<I> {
             return;
         };
         if let Some(at) = connection.take_timer() {
-            self.wheel.insert(slot, generation, at);
+            self.timers.insert(slot, generation, at);
         }
         if let Some(reason) = connection.done() {
             self.free(slot, reason);

@@ -24,7 +24,7 @@ use accepting::Accepting;
 use command::Command;
 use snapshot::{Local, Snapshot};
 use table::{Entry, Table};
-use timers::Wheel;
+use timers::Timers;
 
 /// A listening socket to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub struct Worker<I: Io> {
     commands: rtrb::Consumer<Command>,
     table: Table,
     accepting: Accepting,
-    wheel: Wheel,
+    timers: Timers,
     pool: Pool,
     cursors: Vec<RoundRobin>,
     now: Time,
@@ -111,7 +111,7 @@ impl<I: Io> Worker<I> {
             counters: setup.counters,
             records: setup.records,
             commands: setup.commands,
-            wheel: Wheel::new(now),
+            timers: Timers::with_capacity(2 * setup.connections as usize),
             pool: Pool::default(),
             cursors,
             now,
@@ -186,7 +186,7 @@ impl<I: Io> Worker<I> {
 
     fn wakes_at(&self) -> Option<Time> {
         [
-            self.wheel.next(),
+            self.timers.next(),
             self.accepting.resumes_at(),
             self.drain_until,
         ]
@@ -197,7 +197,7 @@ impl<I: Io> Worker<I> {
 
     fn fire_timers(&mut self) {
         let mut expired = std::mem::take(&mut self.expired);
-        self.wheel.expire(self.now, &mut expired);
+        self.timers.expire(self.now, &mut expired);
         for (slot, generation) in expired.drain(..) {
             self.on_timer(slot, generation);
         }
@@ -260,6 +260,6 @@ fn cursors(snapshot: &Snapshot, worker: u16) -> Vec<RoundRobin> {
     snapshot
         .backends
         .iter()
-        .map(|_| RoundRobin::new(worker))
+        .map(|_| RoundRobin::starting_at(worker))
         .collect()
 }

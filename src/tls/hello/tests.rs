@@ -297,7 +297,7 @@ fn a_client_takes_our_alert_for_what_it_says() {
     client.read_tls(&mut &alert_record(112)[..]).unwrap();
     assert_eq!(
         client.process_new_packets().unwrap_err(),
-        rustls::Error::AlertReceived(rustls::AlertDescription::UnrecognizedName)
+        rustls::Error::AlertReceived(rustls::AlertDescription::UnrecognisedName)
     );
 }
 

@@ -1,0 +1,372 @@
+//! TLS clients: many connections, one thread, level-triggered epoll, closed loop.
+
+use std::io::{BufRead, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
+use rustls::{ClientConfig, ClientConnection};
+use rustls_pki_types::ServerName;
+
+use super::certificate::NAME;
+use super::work::Work;
+use super::{Error, Result, payload};
+
+/// Source addresses 127.0.0.1 to 127.0.0.8 in turn: the clients close first and so hold the
+/// `TIME_WAIT`s, and one address has 28,000 ports by default.
+const SOURCES: u8 = 8;
+/// Plaintext bytes written at once in bulk work: one full TLS record.
+const CHUNK_BYTES: u64 = 16 * 1024;
+/// Chunks written to one connection before the others have their turn.
+const CHUNKS_PER_TURN: usize = 16;
+/// With no event for this long the server under test hangs.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// When a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// At this time; what is under way goes on in the next run.
+    Time(Instant),
+    /// When as many operations were started and completed. Not for bulk work.
+    Operations(u64),
+    /// When every connection has ended its handshake; nothing is asked.
+    Connected,
+}
+
+/// What a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The end of the handshake.
+    Handshake,
+    /// Its next operation.
+    Idle,
+    /// The rest of an answer.
+    Answer,
+    /// The server's close.
+    Close,
+}
+
+/// One client connection.
+struct Connection {
+    tcp: TcpStream,
+    tls: ClientConnection,
+    phase: Phase,
+    /// Bytes of the request not given to TLS yet.
+    unsent: u64,
+    /// Bytes of the answer not received yet.
+    awaited: u64,
+    wants_out: bool,
+}
+
+/// What one event did.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moved {
+    sent: u64,
+    received: u64,
+    ended: bool,
+}
+
+/// The clients of one server.
+pub(crate) struct Clients {
+    work: Work,
+    target: SocketAddrV4,
+    config: Arc<ClientConfig>,
+    epoll: Epoll,
+    connections: Vec<Option<Connection>>,
+    scratch: Vec<u8>,
+    opened: u64,
+    /// Operations that this run may still start.
+    budget: u64,
+    /// Operations, or bytes for bulk work, completed in this run.
+    progress: u64,
+}
+
+impl Clients {
+    /// Clients of the server at `target`; kept connections are opened at once, so that no run
+    /// measures their handshakes.
+    pub(crate) fn connect(
+        target: SocketAddr,
+        work: Work,
+        config: Arc<ClientConfig>,
+    ) -> Result<Self> {
+        let SocketAddr::V4(target) = target else {
+            return Err("only IPv4 targets".into());
+        };
+        let mut clients = Self {
+            work,
+            target,
+            config,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            connections: std::iter::repeat_with(|| None)
+                .take(work.connections)
+                .collect(),
+            scratch: vec![0; 256 * 1024],
+            opened: 0,
+            budget: 0,
+            progress: 0,
+        };
+        if !work.closes {
+            clients.run(Until::Connected)?;
+        }
+        Ok(clients)
+    }
+
+    /// Does the work `until` the end and returns how many operations were completed, for bulk
+    /// work how many bytes.
+    ///
+    /// # Errors
+    /// Any connection that fails, and a server that hangs: a benchmark of a server that loses
+    /// connections has no figure.
+    pub(crate) fn run(&mut self, until: Until) -> Result<u64> {
+        self.progress = 0;
+        self.budget = match until {
+            Until::Operations(count) => count,
+            Until::Time(_) => u64::MAX,
+            Until::Connected => 0,
+        };
+        for at in 0..self.connections.len() {
+            self.turn(at, until == Until::Connected)?;
+        }
+        let mut events = vec![EpollEvent::empty(); 256];
+        let mut last_event = Instant::now();
+        while !self.is_done(until) {
+            let ready = self.epoll.wait(&mut events, 50_u8)?;
+            let now = Instant::now();
+            if ready > 0 {
+                last_event = now;
+            } else if now - last_event > STALL_LIMIT {
+                return Err(format!("no answer for {STALL_LIMIT:?}").into());
+            }
+            for event in events.iter().take(ready) {
+                let at = usize::try_from(event.data())?;
+                self.handle(at, event.events())?;
+            }
+        }
+        Ok(self.progress)
+    }
+
+    fn is_done(&self, until: Until) -> bool {
+        match until {
+            Until::Time(deadline) => Instant::now() >= deadline,
+            Until::Operations(count) => self.progress >= count,
+            Until::Connected => self
+                .connections
+                .iter()
+                .all(|slot| slot.as_ref().is_some_and(|c| c.phase != Phase::Handshake)),
+        }
+    }
+
+    /// Starts what the connection at `at` has to do next, if it waits for nothing.
+    fn turn(&mut self, at: usize, connect_only: bool) -> Result<()> {
+        let Some(slot) = self.connections.get_mut(at) else {
+            return Ok(());
+        };
+        let idle = slot
+            .as_ref()
+            .is_none_or(|connection| connection.phase == Phase::Idle);
+        let may_start = self.budget > 0 || (connect_only && slot.is_none());
+        if !idle || !may_start {
+            return Ok(());
+        }
+        if slot.is_none() {
+            let source = 1 + u8::try_from(self.opened % u64::from(SOURCES))?;
+            self.opened += 1;
+            let tcp = open(self.target, Ipv4Addr::new(127, 0, 0, source))?;
+            let tls = ClientConnection::new(Arc::clone(&self.config), ServerName::try_from(NAME)?)?;
+            self.epoll
+                .add(&tcp, EpollEvent::new(EpollFlags::EPOLLIN, at as u64))?;
+            *slot = Some(Connection {
+                tcp,
+                tls,
+                phase: Phase::Handshake,
+                unsent: 0,
+                awaited: 0,
+                wants_out: false,
+            });
+            if self.work.closes {
+                self.budget -= 1;
+            }
+        } else {
+            self.budget -= 1;
+        }
+        if let Some(connection) = slot {
+            if connection.phase == Phase::Idle {
+                connection.ask(self.work);
+            }
+            let sent = connection.flush(&self.epoll, at)?;
+            self.count_bytes(Moved {
+                sent,
+                ..Moved::default()
+            });
+        }
+        Ok(())
+    }
+
+    /// Serves one event of the connection at `at`.
+    fn handle(&mut self, at: usize, events: EpollFlags) -> Result<()> {
+        let Some(slot) = self.connections.get_mut(at) else {
+            return Ok(());
+        };
+        let Some(connection) = slot else {
+            return Ok(());
+        };
+        let phase = connection.phase;
+        let moved = connection
+            .advance(self.work, events, &mut self.scratch, &self.epoll, at)
+            .map_err(|error| Error::from(format!("connection in phase {phase:?}: {error}")))?;
+        let answered = phase == Phase::Answer && connection.phase == Phase::Idle;
+        if moved.ended {
+            *slot = None;
+        }
+        if moved.ended || answered {
+            self.progress += 1;
+            self.turn(at, false)?;
+        }
+        self.count_bytes(moved);
+        Ok(())
+    }
+
+    fn count_bytes(&mut self, moved: Moved) {
+        if self.work.is_bulk() {
+            self.progress += moved.sent.max(moved.received);
+        }
+    }
+}
+
+/// A socket from `source` that connects to `target`, non-blocking.
+fn open(target: SocketAddrV4, source: Ipv4Addr) -> Result<TcpStream> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    // The port is chosen at connect, when the kernel knows the whole quadruple.
+    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    bind(
+        socket.as_raw_fd(),
+        &SockaddrIn::from(SocketAddrV4::new(source, 0)),
+    )?;
+    match connect(socket.as_raw_fd(), &SockaddrIn::from(target)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
+        Err(error) => return Err(format!("connect from {source}: {error}").into()),
+    }
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+impl Connection {
+    /// The next operation: a request to send, an answer to wait for.
+    fn ask(&mut self, work: Work) {
+        self.phase = Phase::Answer;
+        self.unsent = work.request_bytes;
+        self.awaited = work.answer_bytes;
+    }
+
+    fn advance(
+        &mut self,
+        work: Work,
+        events: EpollFlags,
+        scratch: &mut [u8],
+        epoll: &Epoll,
+        at: usize,
+    ) -> Result<Moved> {
+        let mut moved = Moved::default();
+        if events.intersects(!EpollFlags::EPOLLOUT) {
+            let ended = self.receive(scratch, &mut moved)?;
+            if ended && self.phase == Phase::Close {
+                return Ok(Moved { ended, ..moved });
+            }
+            if ended {
+                return Err("the server closed early".into());
+            }
+        }
+        if self.phase == Phase::Handshake && !self.tls.is_handshaking() {
+            self.phase = Phase::Idle;
+            // A kept connection waits until a run asks; see `Clients::connect`.
+            if work.closes {
+                self.ask(work);
+            }
+        }
+        moved.sent += self.flush(epoll, at)?;
+        if self.phase == Phase::Answer && self.awaited == 0 && self.unsent == 0 {
+            self.phase = Phase::Idle;
+            if work.closes {
+                self.tls.send_close_notify();
+                self.flush(epoll, at)?;
+                self.tcp.shutdown(Shutdown::Write)?;
+                self.phase = Phase::Close;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Reads once and decrypts. True: the server has closed.
+    fn receive(&mut self, scratch: &mut [u8], moved: &mut Moved) -> Result<bool> {
+        let read = match self.tcp.read(scratch) {
+            Ok(0) => return Ok(true),
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            // All was received before: how a server closes after our close_notify is its affair.
+            Err(_) if self.phase == Phase::Close => return Ok(true),
+            Err(error) => return Err(error.into()),
+        };
+        let mut wire = scratch.get(..read).unwrap_or_default();
+        while !wire.is_empty() {
+            if self.tls.read_tls(&mut wire)? == 0 {
+                // After a close_notify rustls takes nothing more.
+                break;
+            }
+            let mut plain = self.tls.process_new_packets()?.plaintext_bytes_to_read();
+            moved.received += plain as u64;
+            while plain > 0 {
+                let mut reader = self.tls.reader();
+                let part = reader.fill_buf()?.len();
+                reader.consume(part);
+                plain -= part;
+            }
+        }
+        if moved.received > self.awaited {
+            return Err("more bytes than were asked for".into());
+        }
+        self.awaited -= moved.received;
+        Ok(false)
+    }
+
+    /// Encrypts and writes what it can, and tells epoll if there is more. Returns the plaintext
+    /// bytes that were taken.
+    fn flush(&mut self, epoll: &Epoll, at: usize) -> Result<u64> {
+        let mut sent = 0;
+        let mut blocked = false;
+        for _ in 0..CHUNKS_PER_TURN {
+            while self.tls.wants_write() && !blocked {
+                match self.tls.write_tls(&mut self.tcp) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => blocked = true,
+                    Err(_) if self.phase == Phase::Close => return Ok(sent),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if blocked || self.unsent == 0 {
+                break;
+            }
+            let taken = self
+                .tls
+                .writer()
+                .write(payload(self.unsent.min(CHUNK_BYTES)))? as u64;
+            self.unsent -= taken;
+            sent += taken;
+        }
+        let wants_out = blocked || self.unsent > 0 || self.tls.wants_write();
+        if wants_out != self.wants_out {
+            self.wants_out = wants_out;
+            let mut flags = EpollFlags::EPOLLIN;
+            flags.set(EpollFlags::EPOLLOUT, wants_out);
+            epoll.modify(&self.tcp, &mut EpollEvent::new(flags, at as u64))?;
+        }
+        Ok(sent)
+    }
+}

@@ -1,0 +1,238 @@
+//! A process under test: started on its CPU with a configuration made from a template.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustls::{ClientConnection, NamedGroup};
+use rustls_pki_types::ServerName;
+use tempfile::TempDir;
+
+use super::certificate::{Certificate, NAME};
+use super::cpu::{self, CpuTime, Placement};
+use super::work::Work;
+use super::{Error, Result, free_address, payload};
+
+/// How long a server may take to answer its first client.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long a server may take to end after SIGTERM before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// A program that terminates TLS.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    /// Name in tables.
+    pub(crate) name: String,
+    /// What to run.
+    pub(crate) path: PathBuf,
+    /// Its arguments; `@CONFIG@` and `@DIRECTORY@` are replaced.
+    pub(crate) arguments: &'static [&'static str],
+    /// Arguments that make it print its version.
+    pub(crate) version_arguments: &'static [&'static str],
+    /// File name of its template in `bench/peers`.
+    pub(crate) template: &'static str,
+}
+
+impl Program {
+    /// Portcullis as cargo built it for this benchmark, or another build of it.
+    pub(crate) fn portcullis(name: &str, path: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            arguments: &["run", "--config", "@CONFIG@"],
+            version_arguments: &["--version"],
+            template: "portcullis.toml",
+        }
+    }
+
+    /// haproxy from the search path, in the foreground.
+    pub(crate) fn haproxy() -> Self {
+        Self {
+            name: "haproxy".into(),
+            path: "haproxy".into(),
+            arguments: &["-db", "-q", "-f", "@CONFIG@"],
+            version_arguments: &["-v"],
+            template: "haproxy.cfg",
+        }
+    }
+
+    /// nginx from the search path, in the foreground.
+    pub(crate) fn nginx() -> Self {
+        Self {
+            name: "nginx".into(),
+            path: "nginx".into(),
+            arguments: &["-p", "@DIRECTORY@", "-e", "stderr", "-c", "@CONFIG@"],
+            version_arguments: &["-v"],
+            template: "nginx.conf",
+        }
+    }
+
+    /// The first line that the program prints about its version.
+    ///
+    /// # Errors
+    /// The program is not installed or cannot be run.
+    pub(crate) fn version(&self) -> Result<String> {
+        let output = Command::new(&self.path)
+            .args(self.version_arguments)
+            .output()?;
+        // nginx prints its version on the standard error.
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        Ok(text
+            .lines()
+            .next()
+            .unwrap_or("no version")
+            .trim()
+            .to_owned())
+    }
+}
+
+/// A running server; it is stopped when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    /// Where it takes TLS connections.
+    pub(crate) address: SocketAddr,
+    child: Child,
+    directory: TempDir,
+}
+
+impl Server {
+    /// Starts `program` on its CPU in front of `origin` and waits until one client, which checks
+    /// everything a client can check, was served as `work` says.
+    pub(crate) fn start(
+        program: &Program,
+        certificate: &Certificate,
+        origin: SocketAddr,
+        placement: Placement,
+        work: Work,
+    ) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let address = free_address()?;
+        let fill = |text: &str| {
+            text.replace("@LISTEN@", &address.to_string())
+                .replace("@ORIGIN@", &origin.to_string())
+                .replace("@CHAIN@", &certificate.chain.to_string_lossy())
+                .replace("@KEY@", &certificate.key.to_string_lossy())
+                .replace("@PEM@", &certificate.both.to_string_lossy())
+                .replace("@CPU@", &placement.server.to_string())
+                .replace("@DIRECTORY@", &directory.path().to_string_lossy())
+        };
+        let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers");
+        let config = directory.path().join(program.template);
+        fs::write(
+            &config,
+            fill(&fs::read_to_string(templates.join(program.template))?),
+        )?;
+        let arguments = program
+            .arguments
+            .iter()
+            .map(|text| fill(text).replace("@CONFIG@", &config.to_string_lossy()));
+        let output = File::create(directory.path().join("output"))?;
+        let mut command = Command::new(&program.path);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        // A child inherits the affinity of the thread that starts it.
+        cpu::pin(placement.server)?;
+        let child = command.spawn();
+        cpu::pin(placement.clients)?;
+        let mut server = Self {
+            address,
+            child: child?,
+            directory,
+        };
+        match server.wait_until_it_serves(certificate, work) {
+            Ok(()) => Ok(server),
+            Err(error) => Err(server.explain(&program.name, &error)),
+        }
+    }
+
+    /// CPU time of the server and its children so far.
+    pub(crate) fn cpu_time(&self) -> Result<CpuTime> {
+        cpu::of_process(self.child.id())
+    }
+
+    /// `error` with the last of what the server said.
+    pub(crate) fn explain(&self, name: &str, error: &Error) -> Error {
+        let said = fs::read_to_string(self.directory.path().join("output")).unwrap_or_default();
+        let mut last: Vec<_> = said.lines().rev().take(10).collect();
+        last.reverse();
+        let said = last.join(
+            "
+    ",
+        );
+        format!("{name}: {error}; it said:\n    {said}").into()
+    }
+
+    fn wait_until_it_serves(&mut self, certificate: &Certificate, work: Work) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(format!("ended at once, {status}").into());
+            }
+            match TcpStream::connect(self.address) {
+                Ok(stream) => return probe(stream, certificate, work),
+                Err(error) if started.elapsed() > START_LIMIT => {
+                    return Err(format!("does not listen on {}: {error}", self.address).into());
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Ok(pid) = i32::try_from(self.child.id()) else {
+            return;
+        };
+        let asked = Instant::now();
+        if kill(Pid::from_raw(pid), Signal::SIGTERM).is_ok() {
+            while asked.elapsed() < STOP_LIMIT {
+                if !matches!(self.child.try_wait(), Ok(None)) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        // Nothing more can be done when this fails: the process is already gone.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// One blocking exchange: version, suite, group, certificate, signature and answer must be right.
+fn probe(mut stream: TcpStream, certificate: &Certificate, work: Work) -> Result<()> {
+    stream.set_read_timeout(Some(START_LIMIT))?;
+    let config = certificate.client_config(true)?;
+    let mut tls = ClientConnection::new(Arc::clone(&config), ServerName::try_from(NAME)?)?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut stream)?;
+    }
+    let group = tls
+        .negotiated_key_exchange_group()
+        .map(rustls::crypto::SupportedKxGroup::name);
+    if group != Some(NamedGroup::X25519) {
+        return Err(format!("negotiated group {group:?}, not X25519").into());
+    }
+    if work.is_bulk() {
+        return Ok(());
+    }
+    let mut session = rustls::Stream::new(&mut tls, &mut stream);
+    session.write_all(payload(work.request_bytes))?;
+    let expected = payload(work.answer_bytes);
+    let mut answer = vec![0; expected.len()];
+    session.read_exact(&mut answer)?;
+    if answer != expected {
+        return Err("the answer is not what the origin sent".into());
+    }
+    Ok(())
+}
