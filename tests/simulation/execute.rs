@@ -296,6 +296,7 @@ impl SimIo {
             delay,
             Event::ConnectAnswered {
                 key,
+                talk,
                 attempt,
                 result,
             },
@@ -303,15 +304,20 @@ impl SimIo {
     }
 
     /// The network's answer; nobody waits for it when the connect was cancelled.
-    pub(crate) fn connect_answered(&mut self, key: u64, attempt: usize, result: Result<(), Errno>) {
+    pub(crate) fn connect_answered(
+        &mut self,
+        key: u64,
+        talk: usize,
+        attempt: usize,
+        result: Result<(), Errno>,
+    ) {
         let Some(held) = self.in_flight.get(&key) else {
             return;
         };
-        let (token, slot) = (held.token, held.token.slot);
+        let slot = held.token.slot;
         if held.operation.is_none() {
             return;
         }
-        let talk = self.world.talk(self.link_of(token, Side::Client));
         if self.world.talks[talk].tries != attempt {
             return;
         }

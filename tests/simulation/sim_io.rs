@@ -139,9 +139,10 @@ impl SimIo {
             Event::Complete(completion) => self.deliver(completion, completions),
             Event::ConnectAnswered {
                 key,
+                talk,
                 attempt,
                 result,
-            } => self.connect_answered(key, attempt, result),
+            } => self.connect_answered(key, talk, attempt, result),
             Event::CancelRuns { key } => self.cancel(key),
             Event::Command(command) => self.command(command, completions),
         }
@@ -183,7 +184,12 @@ impl SimIo {
         self.turns += 1;
         assert!(
             self.turns < TURNS_MAX,
-            "{TURNS_MAX} turns: it turns in circles"
+            "{TURNS_MAX} turns: it turns in circles, at {:?}, with {:?}",
+            self.world.now,
+            self.in_flight
+                .values()
+                .map(|held| held.token)
+                .collect::<Vec<_>>()
         );
         assert!(
             self.world.now < HUNG_AFTER,

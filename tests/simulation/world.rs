@@ -32,6 +32,7 @@ pub(crate) enum Event {
     /// The network answers a connect.
     ConnectAnswered {
         key: u64,
+        talk: usize,
         attempt: usize,
         result: Result<(), Errno>,
     },
