@@ -116,23 +116,20 @@ impl Conversation {
         if server.saw_end && !unused {
             assert!(
                 client.ended,
-                "{}: the server saw a clean end that the client never sent ({record:?})",
-                self.address
+                "the server saw a clean end that the client never sent: {self:#?} {record:#?}"
             );
-            assert!(
-                server.got == client.sent,
-                "{}: the server saw a clean end before the last request byte ({record:?})",
-                self.address
+            assert_eq!(
+                server.got, client.sent,
+                "the server saw a clean end before the last request byte: {self:#?} {record:#?}"
             );
         }
         if client.saw_end {
             assert!(
                 server.ended,
-                "{}: the client saw close_notify but no server had ended ({record:?})",
-                self.address
+                "the client saw close_notify but no server had ended: {self:#?} {record:#?}"
             );
-            assert!(
-                client.got == server.sent,
+            assert_eq!(
+                client.got, server.sent,
                 "the client saw close_notify before the last reply byte: {self:#?} {record:#?}"
             );
         }

@@ -14,7 +14,7 @@ const TIMED_OUT: Errno = Errno(110);
 
 /// The kinds that hold a side's socket in the kernel while they are in flight. A cancel does not:
 /// it names its target by its user data.
-fn kinds_on(side: Side) -> &'static [Kind] {
+pub(crate) fn kinds_on(side: Side) -> &'static [Kind] {
     match side {
         Side::Client => &[
             Kind::Accept,

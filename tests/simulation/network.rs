@@ -246,6 +246,7 @@ impl Link {
             let pipe = self.inbound(end);
             pipe.used -= pipe.readable.len();
             pipe.readable.clear();
+            pipe.fin_arrived = false;
         }
     }
 

@@ -3,7 +3,8 @@
 //!
 //! # What a real kernel can do, and so does this one
 //! - An operation that can end at once ends in `wait`; its completion may be seen much later, and
-//!   in another order than those of other operations.
+//!   in another order than those of other sockets' operations. Those of one socket keep the order
+//!   in which they ended: the ring posts them so, and a socket reports its error only once.
 //! - A cancel finds its target waiting (the target ends with ECANCELED), or not (ENOENT): it has
 //!   ended, and its own completion is on the way.
 //! - A completion is posted once. The only stale completion is one that its worker did not wait
@@ -16,6 +17,7 @@ use portcullis::io::{
 };
 use portcullis::worker::command::Command;
 
+use crate::execute;
 use crate::network::{End, Read};
 use crate::random::mix;
 use crate::receive_buffers::ReceiveBuffers;
@@ -51,6 +53,8 @@ pub(crate) struct SimIo {
     pub(crate) sockets: BTreeMap<(u32, bool), Socket>,
     pub(crate) buffers: ReceiveBuffers,
     queued: Vec<u64>,
+    /// When a socket's latest completion is seen.
+    last_seen: BTreeMap<(u32, bool), Time>,
     commands: rtrb::Producer<Command>,
     /// Left when every client has gone.
     at_the_end: Option<Command>,
@@ -72,6 +76,7 @@ impl SimIo {
             in_flight: BTreeMap::new(),
             sockets: BTreeMap::new(),
             queued: Vec::new(),
+            last_seen: BTreeMap::new(),
             commands,
             at_the_end,
             trace: 0,
@@ -120,7 +125,10 @@ impl SimIo {
             more: false,
             payload,
         };
-        self.world.schedule_in(delay, Event::Complete(completion));
+        let server = execute::kinds_on(Side::Server).contains(&token.kind);
+        let last = self.last_seen.entry((token.slot, server)).or_default();
+        *last = (self.world.now + delay).max(*last);
+        self.world.schedule(*last, Event::Complete(completion));
     }
 
     fn handle(&mut self, event: Event, completions: &mut Vec<Completion>) {
