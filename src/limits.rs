@@ -16,6 +16,10 @@ pub const RECEIVE_BUFFER_BYTES: usize = 2 * RECORD_PAYLOAD_BYTES_MAX + 256;
 /// the kernel answers ENOBUFS and the receive is armed again on the next turn.
 pub const RECEIVE_BUFFERS: u16 = 256;
 
+/// Buffers that the kernel gets before it has run out for the first time; then twice as many each
+/// time, up to [`RECEIVE_BUFFERS`]. Few buffers stay in the processor's cache.
+pub const RECEIVE_BUFFERS_AT_FIRST: u16 = 64;
+
 /// Bytes of one pooled send buffer: what one receive delivers, sealed into records, fits.
 pub const SEND_BUFFER_BYTES: usize =
     RECEIVE_BUFFER_BYTES + 4 * RECORD_OVERHEAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX;
@@ -50,5 +54,6 @@ pub const WORKERS_MAX: usize = 1024;
 pub const SERVER_NAME_BYTES_MAX: usize = 255;
 
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
+const _: () = assert!(RECEIVE_BUFFERS_AT_FIRST <= RECEIVE_BUFFERS);
 const _: () = assert!(SEND_BUFFER_BYTES > RECEIVE_BUFFER_BYTES);
 const _: () = assert!(QUEUE_HIGH_WATER_BYTES >= RECORD_PAYLOAD_BYTES_MAX);

@@ -18,9 +18,7 @@ impl Terms {
     /// no cache line that another core writes.
     #[must_use]
     pub fn own_copy(&self) -> Self {
-        Self {
-            config: Arc::new((*self.config).clone()),
-        }
+        Self { config: Arc::new((*self.config).clone()) }
     }
 
     /// Whether a client that asks for this name (or for none) is served.
