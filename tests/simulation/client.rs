@@ -55,10 +55,9 @@ impl Client {
         let tls = ClientConnection::new(Arc::clone(config), name).unwrap();
         let out = match script.opening {
             Opening::Tls => VecDeque::new(),
-            Opening::PlainHttp => b"GET / HTTP/1.1\r\nHost: simulated.example\r\n\r\n"
-                .iter()
-                .copied()
-                .collect(),
+            Opening::PlainHttp => {
+                b"GET / HTTP/1.1\r\nHost: simulated.example\r\n\r\n".iter().copied().collect()
+            }
             Opening::Noise => {
                 let len = random.magnitude(1, 3000);
                 noise(random, len)
@@ -163,11 +162,7 @@ impl Client {
             return false;
         }
         let trickles = self.script.trickle.is_some_and(|end| self.written < end);
-        let mut len = if trickles {
-            1
-        } else {
-            self.script.pace.write_max
-        };
+        let mut len = if trickles { 1 } else { self.script.pace.write_max };
         if let Some((at, how)) = self.script.misbehaves.filter(|_| !self.babbles) {
             if self.written == at {
                 self.misbehave(how, turn);
@@ -223,11 +218,7 @@ impl Client {
         let flushed = self.out.is_empty() || self.mute;
         let said = &turn.talk.client;
         let heard_all = self.deaf || !self.script.fin_after_notify;
-        let over = if said.saw_end {
-            said.ended && heard_all
-        } else {
-            self.deaf
-        };
+        let over = if said.saw_end { said.ended && heard_all } else { self.deaf };
         if flushed && (over || (self.deaf && self.mute)) {
             self.leave(turn);
         } else if flushed && said.ended && self.script.fin_after_notify {

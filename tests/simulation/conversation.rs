@@ -68,22 +68,13 @@ impl Conversation {
 
     /// A further connect: the server of the former one, if it existed, is out of the conversation.
     pub(crate) fn connect(&mut self, address: &Address) -> ConnectOutcome {
-        assert_eq!(
-            self.server.got, 0,
-            "connected again although a server had got request bytes"
-        );
-        assert!(
-            !self.tried.contains(address),
-            "tried a server again that had failed: {address:?}"
-        );
+        assert_eq!(self.server.got, 0, "connected again although a server had got request bytes");
+        assert!(!self.tried.contains(address), "tried a server again that had failed: {address:?}");
         self.tried.push(address.clone());
         self.server = Speaker::default();
         self.tries += 1;
         let outcomes = &self.plan.connects;
-        outcomes
-            .get(self.tries - 1)
-            .copied()
-            .unwrap_or(ConnectOutcome::Connected)
+        outcomes.get(self.tries - 1).copied().unwrap_or(ConnectOutcome::Connected)
     }
 
     /// # Panics
@@ -109,10 +100,7 @@ impl Conversation {
         let reason = record.map(|record| record.reason);
         // A connect that succeeded too late carries nothing; its end says nothing.
         let unused = server.got == 0
-            && matches!(
-                reason,
-                Some(CloseReason::ConnectFailed | CloseReason::ConnectTimeout)
-            );
+            && matches!(reason, Some(CloseReason::ConnectFailed | CloseReason::ConnectTimeout));
         if server.saw_end && !unused {
             assert!(
                 client.ended,
@@ -147,38 +135,17 @@ impl Conversation {
 
     fn check_record(&self, record: &Record) {
         let address = self.address;
-        assert_ne!(
-            record.reason,
-            CloseReason::InternalError,
-            "{address}: {record:?}"
-        );
-        assert_ne!(
-            record.handshake,
-            HandshakeOutcome::InternalError,
-            "{address}: {record:?}"
-        );
+        assert_ne!(record.reason, CloseReason::InternalError, "{address}: {record:?}");
+        assert_ne!(record.handshake, HandshakeOutcome::InternalError, "{address}: {record:?}");
         let (handshake, reason) = (record.handshake, record.reason);
         let failed = reason == CloseReason::HandshakeFailed
             || (reason == CloseReason::DrainTimeout && handshake == HandshakeOutcome::Draining);
-        assert_eq!(
-            handshake != HandshakeOutcome::Ok,
-            failed,
-            "{address}: {record:?}"
-        );
-        assert!(
-            record.inbound_bytes <= self.client.sent,
-            "{address}: {record:?}"
-        );
-        assert!(
-            record.outbound_bytes <= self.server.sent,
-            "{address}: {record:?}"
-        );
+        assert_eq!(handshake != HandshakeOutcome::Ok, failed, "{address}: {record:?}");
+        assert!(record.inbound_bytes <= self.client.sent, "{address}: {record:?}");
+        assert!(record.outbound_bytes <= self.server.sent, "{address}: {record:?}");
         if record.reason == CloseReason::Finished {
             // A client that has its whole answer may leave without ceremony.
-            assert!(
-                self.client.ended || self.client.misbehaved,
-                "{address}: {self:#?}"
-            );
+            assert!(self.client.ended || self.client.misbehaved, "{address}: {self:#?}");
             assert!(self.server.ended, "{address}: {self:#?}");
             assert_eq!(record.outbound_bytes, self.server.sent, "{address}");
             // A peer that left may not have read what was delivered to its system.
@@ -198,8 +165,6 @@ impl Conversation {
         let failures = &self.plan.connects;
         self.plan.is_kind()
             && failures.len() < tries_max
-            && failures
-                .iter()
-                .all(|outcome| *outcome != ConnectOutcome::NoFiles)
+            && failures.iter().all(|outcome| *outcome != ConnectOutcome::NoFiles)
     }
 }

@@ -69,11 +69,7 @@ impl SimIo {
     /// # Panics
     /// When the worker asks for what the contract forbids.
     pub(crate) fn check_submission(&self, token: Token, operation: &Operation) {
-        assert_eq!(
-            token.kind,
-            kind_of(operation),
-            "{token:?} names another operation"
-        );
+        assert_eq!(token.kind, kind_of(operation), "{token:?} names another operation");
         match operation {
             Operation::Accept { .. } => {
                 assert!(
@@ -145,11 +141,7 @@ impl SimIo {
                     link.shutdown(End::Ours);
                     link.is_dead(End::Ours)
                 });
-                let result = if dead {
-                    Err(Errno::NOT_CONNECTED)
-                } else {
-                    Ok(0)
-                };
+                let result = if dead { Err(Errno::NOT_CONNECTED) } else { Ok(0) };
                 self.complete(key, result, Payload::None);
                 None
             }
@@ -209,11 +201,7 @@ impl SimIo {
         let talk = self.world.talk(link);
         self.world.talks[talk].accepted = true;
         self.world.own(link, token.slot, Side::Client);
-        let socket = Socket {
-            generation: token.generation,
-            link: Some(link),
-            open: true,
-        };
+        let socket = Socket { generation: token.generation, link: Some(link), open: true };
         self.sockets.insert((token.slot, false), socket);
         let address = self.world.talks[talk].address;
         self.complete(key, Ok(0), Payload::Peer(address));
@@ -229,11 +217,7 @@ impl SimIo {
         }
         let (short, random) = (self.world.faults.short_reads, &mut self.world.random);
         let room = portcullis::limits::RECEIVE_BUFFER_BYTES;
-        let most = if random.chance(short) {
-            random.magnitude(1, room)
-        } else {
-            room
-        };
+        let most = if random.chance(short) { random.magnitude(1, room) } else { room };
         match self.read_link(link, most) {
             None => return Some(Operation::Recv { side }),
             Some((Read::Bytes(len), bytes)) => {
@@ -257,9 +241,7 @@ impl SimIo {
             most = self.world.random.magnitude(1, most);
         }
         let bytes = &buffer.unsent()[..most];
-        let taken = self
-            .world
-            .with_link(link, |link, _| link.write(End::Ours, bytes));
+        let taken = self.world.with_link(link, |link, _| link.write(End::Ours, bytes));
         match taken {
             Ok(0) => Some(Operation::Send { side, buffer }),
             Ok(taken) => {
@@ -292,15 +274,7 @@ impl SimIo {
             open: outcome != ConnectOutcome::NoFiles,
         };
         self.sockets.insert((token.slot, true), socket);
-        self.world.schedule_in(
-            delay,
-            Event::ConnectAnswered {
-                key,
-                talk,
-                attempt,
-                result,
-            },
-        );
+        self.world.schedule_in(delay, Event::ConnectAnswered { key, talk, attempt, result });
     }
 
     /// The network's answer; nobody waits for it when the connect was cancelled.
@@ -331,8 +305,7 @@ impl SimIo {
 
     fn reset(&mut self, key: u64, token: Token, side: Side) {
         if let Some(link) = self.socket(token, side).link {
-            self.world
-                .with_link(link, |link, random| link.abort(End::Ours, random));
+            self.world.with_link(link, |link, random| link.abort(End::Ours, random));
             self.retry_link(link);
         }
         self.complete(key, Ok(0), Payload::None);
@@ -342,8 +315,7 @@ impl SimIo {
         let Socket { link, open, .. } = *self.socket(token, side);
         self.sockets.remove(&(token.slot, side == Side::Server));
         if let Some(link) = link {
-            self.world
-                .with_link(link, |link, random| link.close(End::Ours, random));
+            self.world.with_link(link, |link, random| link.close(End::Ours, random));
         }
         let result = if open { Ok(0) } else { Err(BAD_DESCRIPTOR) };
         self.complete(key, result, Payload::None);

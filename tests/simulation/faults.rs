@@ -35,11 +35,7 @@ pub(crate) struct Faults {
 impl Faults {
     /// A kind world: nothing fails, and every receive finds a buffer.
     pub(crate) fn none() -> Self {
-        Self {
-            receive_buffers: 64,
-            latency_micros: 100,
-            ..Self::default()
-        }
+        Self { receive_buffers: 64, latency_micros: 100, ..Self::default() }
     }
 
     /// Each fault absent, rare or frequent, independently: a seed where only one is frequent finds
@@ -86,11 +82,8 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    pub(crate) const FAST: Self = Self {
-        read_max: 64 * 1024,
-        write_max: 64 * 1024,
-        pause_micros: 10,
-    };
+    pub(crate) const FAST: Self =
+        Self { read_max: 64 * 1024, write_max: 64 * 1024, pause_micros: 10 };
 
     fn draw(random: &mut Random) -> Self {
         let sizes = [200, 3000, 20_000, 64 * 1024];

@@ -38,10 +38,7 @@ fn token(kind: Kind) -> Token {
 fn until(io: &mut SimIo, kind: Kind) -> Completion {
     let mut completions = Vec::new();
     for _ in 0..1000 {
-        io.wait(
-            Some(io.world.now + Duration::from_secs(600)),
-            &mut completions,
-        );
+        io.wait(Some(io.world.now + Duration::from_secs(600)), &mut completions);
         let found = completions.iter().position(|one| one.token.kind == kind);
         if let Some(found) = found {
             return completions.swap_remove(found);
@@ -111,10 +108,7 @@ fn violation(act: impl FnOnce()) -> String {
 #[test]
 fn a_request_arrives_and_the_end_of_its_stream_after_our_shutdown() {
     for short in [0, 1000] {
-        let faults = Faults {
-            short_reads: short,
-            ..Faults::none()
-        };
+        let faults = Faults { short_reads: short, ..Faults::none() };
         let mut io = accepted(faults, http());
         let mut request = Vec::new();
         while !request.ends_with(b"\r\n\r\n") {
@@ -173,10 +167,7 @@ fn a_cancel_that_comes_too_late_finds_nothing_and_its_target_succeeds() {
 
 #[test]
 fn a_receive_without_a_free_buffer_says_so() {
-    let faults = Faults {
-        receive_buffers: 0,
-        ..Faults::none()
-    };
+    let faults = Faults { receive_buffers: 0, ..Faults::none() };
     let mut io = accepted(faults, http());
     assert_eq!(recv(&mut io), Err(Errno::NO_BUFFERS));
     close(io);
@@ -194,10 +185,7 @@ fn a_reset_by_the_client_ends_a_waiting_receive() {
 
 #[test]
 fn an_accept_without_descriptors_leaves_the_client_in_the_queue() {
-    let faults = Faults {
-        accept_no_files: 1000,
-        ..Faults::none()
-    };
+    let faults = Faults { accept_no_files: 1000, ..Faults::none() };
     let mut io = kernel(faults, http());
     for _ in 0..3 {
         let failed = run(&mut io, Kind::Accept, Operation::Accept { listener: 0 });
@@ -244,10 +232,8 @@ fn a_worker_that_breaks_the_contract_is_found_out() {
 #[test]
 fn a_refused_connect_keeps_its_socket_until_it_is_closed() {
     let mut plan = http();
-    plan.connects = vec![
-        crate::faults::ConnectOutcome::Refused,
-        crate::faults::ConnectOutcome::Hangs,
-    ];
+    plan.connects =
+        vec![crate::faults::ConnectOutcome::Refused, crate::faults::ConnectOutcome::Hangs];
     let mut io = accepted(Faults::none(), plan);
     let connect = |port| Operation::Connect {
         address: Address::Inet(SocketAddr::from(([127, 0, 0, 1], port))),

@@ -33,12 +33,15 @@ mod sim_io;
 mod trust;
 mod world;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use portcullis::telemetry::labels::{CloseReason, HandshakeOutcome, Label, Limit};
 
 use run::{Outcome, Setting};
 
 /// Seeds that each test run covers; `PORTCULLIS_SEEDS` replaces the number.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 1000;
 
 fn number_from(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -58,17 +61,73 @@ fn run_seed(seed: u64) -> Option<Outcome> {
     result.ok()
 }
 
+/// How often connections of all seeds ended so.
+#[derive(Default)]
+struct Reached(BTreeMap<&'static str, u64>);
+
+impl Reached {
+    fn add(&mut self, outcome: &Outcome) {
+        let counters = &outcome.counters;
+        for reason in CloseReason::ALL {
+            *self.0.entry(reason.label()).or_default() += counters.closed.of(*reason).get();
+        }
+        for handshake in HandshakeOutcome::ALL {
+            let count = counters.handshakes.of(*handshake).get();
+            *self.0.entry(handshake.label()).or_default() += count;
+        }
+        for limit in Limit::ALL {
+            *self.0.entry(limit.label()).or_default() += counters.limits.of(*limit).get();
+        }
+        *self.0.entry("connect_retries").or_default() += counters.connect_retries.get();
+    }
+
+    /// A sweep that never gets somewhere proves nothing about it.
+    fn assert_everywhere(&self) {
+        println!("{:#?}", self.0);
+        for label in [
+            "finished",
+            "client_truncated",
+            "client_reset",
+            "client_violation",
+            "server_reset",
+            "connect_failed",
+            "connect_timeout",
+            "handshake_failed",
+            "idle_timeout",
+            "half_closed_timeout",
+            "drain_timeout",
+            "client_closed",
+            "client_hello_too_large",
+            "timeout",
+            "plain_http",
+            "not_tls",
+            "draining",
+            "connections_per_worker",
+            "kernel_files",
+            "receive_buffers",
+            "connect_retries",
+        ] {
+            assert!(self.0[label] > 0, "no seed reached {label}");
+        }
+        assert_eq!(self.0["internal_error"], 0);
+    }
+}
+
 #[test]
 fn seeds_keep_every_law() {
     let seeds = number_from("PORTCULLIS_SEEDS").unwrap_or(SEEDS);
-    let failed: Vec<u64> = (0..seeds)
-        .filter(|seed| run_seed(*seed).is_none())
-        .collect();
-    assert!(
-        failed.is_empty(),
-        "{} of {seeds} seeds failed, see above: {failed:?}",
-        failed.len()
-    );
+    let mut reached = Reached::default();
+    let mut failed = Vec::new();
+    for seed in 0..seeds {
+        match run_seed(seed) {
+            Some(outcome) => reached.add(&outcome),
+            None => failed.push(seed),
+        }
+    }
+    assert!(failed.is_empty(), "{} of {seeds} seeds failed, see above: {failed:?}", failed.len());
+    if seeds >= SEEDS {
+        reached.assert_everywhere();
+    }
 }
 
 #[test]

@@ -130,8 +130,7 @@ impl Link {
         if taken > 0 {
             let pipe = self.outbound(end);
             pipe.used += taken;
-            pipe.flying
-                .push_back(Segment::Bytes(bytes[..taken].to_vec()));
+            pipe.flying.push_back(Segment::Bytes(bytes[..taken].to_vec()));
             pipe.launched += 1;
         }
         Ok(taken)
@@ -236,11 +235,7 @@ impl Link {
         let after_fin = self.inbound(end).fin_arrived;
         let socket = self.socket(end);
         socket.dead = true;
-        socket.error = Some(if after_fin {
-            Errno::BROKEN_PIPE
-        } else {
-            Errno::CONNECTION_RESET
-        });
+        socket.error = Some(if after_fin { Errno::BROKEN_PIPE } else { Errno::CONNECTION_RESET });
         // Linux keeps what has arrived for the reader; other systems throw it away.
         if end == End::Peer && random.chance(500) {
             let pipe = self.inbound(end);

@@ -18,9 +18,7 @@ impl Pattern {
 
     /// `len` bytes from `position` on.
     pub(crate) fn bytes(self, position: u64, len: usize) -> Vec<u8> {
-        (position..position + len as u64)
-            .map(|position| self.at(position))
-            .collect()
+        (position..position + len as u64).map(|position| self.at(position)).collect()
     }
 
     /// # Panics

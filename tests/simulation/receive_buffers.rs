@@ -31,17 +31,9 @@ impl ReceiveBuffers {
     pub(crate) fn lend(&mut self, start: usize, bytes: &[u8]) -> ReceivedAt {
         let buffer = self.free.pop().expect("a free buffer");
         self.memory[usize::from(buffer)][start..start + bytes.len()].copy_from_slice(bytes);
-        let (start, len) = (
-            u32::try_from(start).unwrap(),
-            u32::try_from(bytes.len()).unwrap(),
-        );
+        let (start, len) = (u32::try_from(start).unwrap(), u32::try_from(bytes.len()).unwrap());
         self.lent.insert(buffer, (start, len));
-        ReceivedAt {
-            buffer,
-            start,
-            len,
-            buffer_more: false,
-        }
+        ReceivedAt { buffer, start, len, buffer_more: false }
     }
 
     fn assert_lent(&self, at: &ReceivedAt) {
@@ -65,10 +57,6 @@ impl ReceiveBuffers {
     }
 
     pub(crate) fn check_all_returned(&self) {
-        assert!(
-            self.lent.is_empty(),
-            "received bytes were never recycled: {:?}",
-            self.lent
-        );
+        assert!(self.lent.is_empty(), "received bytes were never recycled: {:?}", self.lent);
     }
 }

@@ -100,11 +100,7 @@ impl Setting {
         };
         command(&mut random, 200, Sent::SameSnapshot);
         let timeout = random.pick(&[0, 1_000, 60_000_000]);
-        command(
-            &mut random,
-            200,
-            Sent::Drain(Duration::from_micros(timeout)),
-        );
+        command(&mut random, 200, Sent::Drain(Duration::from_micros(timeout)));
         command(&mut random, 50, Sent::Stop);
         Self {
             seed,
@@ -114,6 +110,7 @@ impl Setting {
             servers: random.pick(&[1, 2, 3]),
             proxy: random.pick(&[None, None, Some(ProxyVersion::V1), Some(ProxyVersion::V2)]),
             commands,
+            client_hello_bytes: random.pick(&[100, 16 * 1024, 16 * 1024, 16 * 1024, 16 * 1024]),
             ..Self::of(Vec::new())
         }
     }
@@ -124,10 +121,7 @@ impl Setting {
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
-        let listener = || Listener {
-            terms: Arc::new(Terms::new(server_config())),
-            backend: 0,
-        };
+        let listener = || Listener { terms: Arc::new(Terms::new(server_config())), backend: 0 };
         let server = |server| Server {
             server,
             address: Address::Inet(SocketAddr::from(([198, 51, 100, 1], 8000 + server))),
@@ -170,9 +164,7 @@ impl Setting {
         let (sender, commands) = rtrb::RingBuffer::new(MAILBOX_COMMANDS_MAX);
         let (records, mut told) = rtrb::RingBuffer::new(1024);
         let counters = Arc::new(Counters::default());
-        let drain = Command::Drain {
-            timeout: self.timeouts.drain,
-        };
+        let drain = Command::Drain { timeout: self.timeouts.drain };
         let io = SimIo::new(self.world(&snapshot), sender, Some(drain));
         let bind = |number: usize| Bind {
             listener: u16::try_from(number).unwrap(),
@@ -204,12 +196,7 @@ impl Setting {
             assert!(records[number].is_none(), "told twice: {record:?}");
             records[number] = Some(record);
         }
-        let outcome = Outcome {
-            trace: io.trace(),
-            talks,
-            records,
-            counters,
-        };
+        let outcome = Outcome { trace: io.trace(), talks, records, counters };
         self.check(&outcome);
         outcome
     }
@@ -237,11 +224,7 @@ impl Setting {
             same.count() as u64
         };
         for reason in CloseReason::ALL {
-            assert_eq!(
-                counters.closed.of(*reason).get(),
-                count(*reason),
-                "{reason}"
-            );
+            assert_eq!(counters.closed.of(*reason).get(), count(*reason), "{reason}");
         }
         for state in State::ALL {
             let left = counters.connections.of(*state).get();

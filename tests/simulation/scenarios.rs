@@ -79,10 +79,7 @@ fn server_half_close_still_receives_the_request() {
 fn a_client_hello_in_one_byte_pieces_is_served() {
     let mut plan = Plan::echo(10);
     plan.client.trickle = Some(10_000);
-    plan.client.pace = Pace {
-        read_max: 1,
-        ..Pace::FAST
-    };
+    plan.client.pace = Pace { read_max: 1, ..Pace::FAST };
     assert_eq!(one(plan).1.reason, CloseReason::Finished);
 }
 
@@ -229,11 +226,7 @@ fn a_drain_lets_connections_finish_and_ends_the_others_at_its_timeout() {
     let mut idle = Plan::echo(10);
     idle.client.end = ClientEnd::Never;
     let mut busy = Plan::echo(20_000);
-    busy.client.pace = Pace {
-        read_max: 1000,
-        write_max: 1000,
-        pause_micros: 10_000,
-    };
+    busy.client.pace = Pace { read_max: 1000, write_max: 1000, pause_micros: 10_000 };
     let mut late = Setting::of(vec![idle, busy, Plan::echo(10)]);
     late.clients[2].0 = Time(1_000_000_000);
     let timeout = Duration::from_secs(5);

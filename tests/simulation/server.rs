@@ -73,10 +73,7 @@ impl Server {
         };
         header.extend_from_slice(bytes);
         let len = match version {
-            ProxyVersion::V1 => header
-                .windows(2)
-                .position(|pair| pair == b"\r\n")
-                .map(|at| at + 2),
+            ProxyVersion::V1 => header.windows(2).position(|pair| pair == b"\r\n").map(|at| at + 2),
             ProxyVersion::V2 if header.len() < 16 => None,
             ProxyVersion::V2 => {
                 Some(16 + usize::from(u16::from_be_bytes([header[14], header[15]])))
@@ -149,10 +146,7 @@ impl Server {
 
     fn misbehave(&mut self, turn: &mut Turn<'_>) -> bool {
         let moved = turn.talk.server.got + turn.talk.server.sent;
-        let Some((_, how)) = self
-            .script
-            .misbehaves
-            .filter(|(at, _)| moved >= *at && !self.mute)
+        let Some((_, how)) = self.script.misbehaves.filter(|(at, _)| moved >= *at && !self.mute)
         else {
             return false;
         };

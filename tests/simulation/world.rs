@@ -30,12 +30,7 @@ pub(crate) enum Event {
     /// The worker may see a completion.
     Complete(Completion),
     /// The network answers a connect.
-    ConnectAnswered {
-        key: u64,
-        talk: usize,
-        attempt: usize,
-        result: Result<(), Errno>,
-    },
+    ConnectAnswered { key: u64, talk: usize, attempt: usize, result: Result<(), Errno> },
     /// A cancel is carried out.
     CancelRuns { key: u64 },
     /// The control thread leaves a command.
@@ -104,8 +99,7 @@ impl World {
 
     pub(crate) fn schedule(&mut self, at: Time, event: Event) {
         self.scheduled += 1;
-        self.events
-            .insert((at.max(self.now), self.scheduled), event);
+        self.events.insert((at.max(self.now), self.scheduled), event);
     }
 
     pub(crate) fn schedule_in(&mut self, delay: Duration, event: Event) {
