@@ -12,7 +12,7 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
     let config = seams::load(path).map_err(|problems| Failure::Configuration { problems })?;
     log::init(config.log.level);
     let plan = control::plan(config)?;
-    control::check_kernel()?;
+    control::check_machine()?;
     for listener in &plan.config.listeners {
         let backend = plan.config.backends.get(listener.backend);
         say(&format!(

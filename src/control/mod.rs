@@ -83,10 +83,19 @@ fn run_with(
 ) -> Result<Ended, Failure> {
     tracing::info!("portcullis {} starts", env!("CARGO_PKG_VERSION"));
     let plan = plan(config)?;
+    runtime()?.block_on(serve(plan, observe, body))
+}
+
+/// The control thread's runtime, and with it the proof that `io_uring` works here.
+fn runtime() -> Result<tokio_uring::Runtime, Failure> {
     check_kernel()?;
-    let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
-        .map_err(|source| Failure::ControlRing { source })?;
-    runtime.block_on(serve(plan, observe, body))
+    tokio_uring::Runtime::new(&tokio_uring::builder())
+        .map_err(|source| Failure::ControlRing { source })
+}
+
+/// Checks that this kernel is new enough and lets us use `io_uring`.
+pub fn check_machine() -> Result<(), Failure> {
+    runtime().map(drop)
 }
 
 /// Everything that is decided before anything is started.
@@ -302,7 +311,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
 }
 
 /// Linux 6.1 has all that the workers' rings need.
-pub fn check_kernel() -> Result<(), Failure> {
+fn check_kernel() -> Result<(), Failure> {
     let release = nix::sys::utsname::uname().map_or_else(
         |errno| errno.to_string(),
         |name| name.release().to_string_lossy().into_owned(),
