@@ -18,6 +18,7 @@ use crate::worker::command::Command;
 use crate::worker::snapshot::Snapshot;
 
 use super::failure::Failure;
+use super::signals;
 
 /// What a worker's thread calls when it accepts connections or has failed to start.
 pub type Ready = Box<dyn FnOnce(Result<(), StartError>) + Send>;
@@ -269,6 +270,7 @@ where
     std::thread::Builder::new()
         .name(format!("worker-{worker}"))
         .spawn(move || {
+            signals::keep_away();
             let ready = events.clone();
             let _farewell = Farewell { worker, events };
             body(
