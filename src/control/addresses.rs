@@ -47,7 +47,7 @@ pub fn claim(listeners: &[Listener]) -> Result<Vec<Bind>, AddressError> {
 }
 
 /// Binds once and lets go. `SO_REUSEADDR` forgives connections in `TIME_WAIT`, and nothing else that
-/// listens (socket(7)). `IPV6_V6ONLY` lets "0.0.0.0:443" and "[::]:443" stand side by side.
+/// listens (socket(7)). `IPV6_V6ONLY` lets `0.0.0.0:443` and `[::]:443` stand side by side.
 fn probe(address: SocketAddr) -> nix::Result<SocketAddr> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;

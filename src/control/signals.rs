@@ -1,5 +1,6 @@
 //! Signals, as the control thread's loop sees them.
 
+use nix::sys::signal::{SigSet, Signal as Number};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 use super::failure::Failure;
@@ -11,6 +12,17 @@ pub enum Signal {
     End(i32),
     /// SIGHUP.
     Reload,
+}
+
+/// Keeps these signals away from the calling thread, so that they interrupt no worker's
+/// `io_uring_enter` (EINTR); the control thread gets them all the same (signal(7)).
+pub(super) fn keep_away() {
+    let mut signals = SigSet::empty();
+    signals.add(Number::SIGTERM);
+    signals.add(Number::SIGINT);
+    signals.add(Number::SIGHUP);
+    // It fails for invalid arguments only; then the worker sees an EINTR now and then.
+    let _harmless = signals.thread_block();
 }
 
 /// The handlers, installed.

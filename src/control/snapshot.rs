@@ -54,3 +54,36 @@ pub fn build(config: &Config, terms: &[Arc<Terms>], addresses: &Addresses) -> Sn
 fn index(position: usize) -> u16 {
     u16::try_from(position).expect("fewer than 65,536 backends")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Address;
+
+    #[test]
+    fn a_server_stands_once_for_each_address_and_not_at_all_without_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = crate::control::tests::config(directory.path());
+        config.listeners.clear();
+        let server = config.backends[0].servers[0].clone();
+        config.backends[0].servers = vec![server.clone(), server.clone(), server];
+        let address = |ip: &str| Address::Inet(format!("{ip}:80").parse().unwrap());
+        let addresses = Addresses(vec![vec![
+            vec![address("10.0.0.1"), address("10.0.0.2")],
+            vec![],
+            vec![address("10.0.0.3")],
+        ]]);
+        let snapshot = build(&config, &[], &addresses);
+        let seen: Vec<(u16, &Address)> = snapshot.backends[0]
+            .servers
+            .iter()
+            .map(|server| (server.server, &server.address))
+            .collect();
+        let wanted = [
+            (0, &address("10.0.0.1")),
+            (0, &address("10.0.0.2")),
+            (2, &address("10.0.0.3")),
+        ];
+        assert_eq!(seen, wanted);
+    }
+}

@@ -18,6 +18,7 @@ use crate::worker::command::Command;
 use crate::worker::snapshot::Snapshot;
 
 use super::failure::Failure;
+use super::signals;
 
 /// What a worker's thread calls when it accepts connections or has failed to start.
 pub type Ready = Box<dyn FnOnce(Result<(), StartError>) + Send>;
@@ -256,6 +257,7 @@ where
     std::thread::Builder::new()
         .name(format!("worker-{worker}"))
         .spawn(move || {
+            signals::keep_away();
             let ready = events.clone();
             let _farewell = Farewell { worker, events };
             body(
@@ -343,6 +345,47 @@ pub(super) mod tests {
         });
         assert_eq!(process.sum(|counters| counters.accepted.get()), 3);
         assert!(!process.workers.iter().any(Observed::is_up));
+    }
+
+    #[test]
+    fn commands_that_find_a_full_mailbox_are_sent_later() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        use crate::limits::MAILBOX_COMMANDS_MAX;
+
+        let (crew, process) = crew(1);
+        let awake = Arc::new(AtomicBool::new(false));
+        let sleeps = Arc::clone(&awake);
+        let body = move |start: Start, ready: Ready| {
+            ready(Ok(()));
+            while !sleeps.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            obedient(start, Box::new(|_| {}));
+        };
+        block_on(async {
+            let mut supervisor = Supervisor::start(crew, Arc::clone(&process), body)
+                .await
+                .unwrap();
+            let snapshot = Command::Snapshot(Arc::new(empty()));
+            for _ in 0..2 * MAILBOX_COMMANDS_MAX {
+                supervisor.send(&snapshot);
+            }
+            supervisor.send(&Command::Drain {
+                timeout: Duration::ZERO,
+            });
+            awake.store(true, Ordering::Relaxed);
+            let mut tick = tokio::time::interval(Duration::from_millis(5));
+            loop {
+                tokio::select! {
+                    _ = supervisor.ended() => break,
+                    _ = tick.tick() => supervisor.send_unsent(),
+                }
+            }
+        });
+        // Those that fitted, and the newest of the others.
+        let seen = process.sum(|counters| counters.accepted.get());
+        assert_eq!(seen, MAILBOX_COMMANDS_MAX as u64 + 1);
     }
 
     #[test]

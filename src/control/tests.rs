@@ -10,7 +10,7 @@ use crate::config::{
     TlsVersion, UnknownName, Workers,
 };
 
-fn config(directory: &Path) -> Config {
+pub(super) fn config(directory: &Path) -> Config {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
     let (chain, key) = (directory.join("chain.pem"), directory.join("key.pem"));
     std::fs::write(&chain, made.cert.pem()).unwrap();

@@ -1,5 +1,8 @@
 //! The access log: one JSON line for each connection, written after its close by the control
 //! thread. A worker never waits for it: what its queue cannot hold is dropped and counted.
+//!
+//! `time` is when the line was written, at most a few hundred milliseconds after the close. The
+//! file is in append mode, so that logrotate's `copytruncate` works; it is not opened again.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -106,9 +109,8 @@ impl AccessLog {
 
     /// Writes what the queues hold now. A failed write loses its batch, is counted and logged once.
     pub async fn drain(&mut self) {
-        let time = rfc3339_utc(SystemTime::now());
         loop {
-            let (batch, records) = self.batch(&time);
+            let (batch, records) = self.batch(&rfc3339_utc(SystemTime::now()));
             if records == 0 {
                 break;
             }
@@ -121,6 +123,10 @@ impl AccessLog {
     fn batch(&mut self, time: &str) -> (Vec<u8>, u64) {
         let mut batch = Vec::new();
         let mut records = 0;
+        // Each worker's queue is first in turn: a busy one cannot keep the others from the batch.
+        if !self.queues.is_empty() {
+            self.queues.rotate_left(1);
+        }
         for queue in &mut self.queues {
             while batch.len() < BATCH_BYTES {
                 let Ok(record) = queue.pop() else { break };

@@ -1,4 +1,4 @@
-//! The log: one line an event, on standard error. Only the control thread writes it; what workers
+//! The log: one line an event, on standard error. Only the control plane writes it; what workers
 //! have to say they count.
 
 use std::io::IsTerminal;
