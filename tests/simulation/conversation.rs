@@ -34,6 +34,7 @@ pub(crate) struct Conversation {
 
 /// What one side did and saw.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "what happened, independently")]
 pub(crate) struct Speaker {
     /// Plaintext bytes said.
     pub(crate) sent: u64,

@@ -241,12 +241,12 @@ impl SimIo {
             most = self.world.random.magnitude(1, most);
         }
         let bytes = &buffer.unsent()[..most];
-        let taken = self.world.with_link(link, |link, _| link.write(End::Ours, bytes));
-        match taken {
+        let written = self.world.with_link(link, |link, _| link.write(End::Ours, bytes));
+        match written {
             Ok(0) => Some(Operation::Send { side, buffer }),
-            Ok(taken) => {
-                let taken = u32::try_from(taken).unwrap();
-                self.complete(key, Ok(taken), Payload::Sent(buffer));
+            Ok(len) => {
+                let len = u32::try_from(len).unwrap();
+                self.complete(key, Ok(len), Payload::Sent(buffer));
                 None
             }
             Err(error) => {

@@ -83,7 +83,7 @@ impl Reached {
 
     /// A sweep that never gets somewhere proves nothing about it.
     fn assert_everywhere(&self) {
-        println!("{:#?}", self.0);
+        eprintln!("{:#?}", self.0);
         for label in [
             "finished",
             "client_truncated",

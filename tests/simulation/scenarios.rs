@@ -13,10 +13,10 @@ use crate::run::{Outcome, Sent, Setting};
 
 /// Runs one conversation by itself.
 fn one(plan: Plan) -> (Conversation, Record, Outcome) {
-    one_of(Setting::of(vec![plan]))
+    one_of(&Setting::of(vec![plan]))
 }
 
-fn one_of(setting: Setting) -> (Conversation, Record, Outcome) {
+fn one_of(setting: &Setting) -> (Conversation, Record, Outcome) {
     let mut outcome = setting.run();
     let record = outcome.records.remove(0).expect("it was accepted");
     (outcome.talks.remove(0), record, outcome)
@@ -46,7 +46,7 @@ fn a_server_behind_the_proxy_protocol_learns_the_clients_address() {
     for version in [ProxyVersion::V1, ProxyVersion::V2] {
         let mut setting = Setting::of(vec![Plan::echo(1000)]);
         setting.proxy = Some(version);
-        let (talk, record, _) = one_of(setting);
+        let (talk, record, _) = one_of(&setting);
         assert_eq!(record.reason, CloseReason::Finished);
         assert_eq!(record.inbound_bytes, 1000, "the header does not count");
         assert_eq!(talk.server.got, 1000);
@@ -129,7 +129,7 @@ fn a_client_hello_above_the_limit_is_refused_even_in_pieces() {
         plan.client.pace.write_max = write_max;
         let mut setting = Setting::of(vec![plan]);
         setting.client_hello_bytes = 100;
-        let (_, record, _) = one_of(setting);
+        let (_, record, _) = one_of(&setting);
         assert_eq!(record.reason, CloseReason::HandshakeFailed);
         assert_eq!(record.handshake, HandshakeOutcome::ClientHelloTooLarge);
     }
@@ -192,7 +192,7 @@ fn when_no_server_answers_the_reason_says_how_it_failed() {
 fn a_backend_without_servers_is_named() {
     let mut setting = Setting::of(vec![Plan::echo(10)]);
     setting.servers = 0;
-    assert_eq!(one_of(setting).1.reason, CloseReason::NoServer);
+    assert_eq!(one_of(&setting).1.reason, CloseReason::NoServer);
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_stop_ends_everything_at_once() {
     idle.client.end = ClientEnd::Never;
     let mut setting = Setting::of(vec![idle]);
     setting.commands = vec![(Time(1_000_000_000), Sent::Stop)];
-    let (_, record, _) = one_of(setting);
+    let (_, record, _) = one_of(&setting);
     assert_eq!(seconds(record.total_nanos), 1);
 }
 

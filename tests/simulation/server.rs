@@ -131,17 +131,13 @@ impl Server {
         let len = len.min(usize::try_from(left).unwrap());
         let len = len.min(turn.link.room(End::Peer));
         let bytes = turn.talk.reply.bytes(heard.sent, len);
-        match turn.link.write(End::Peer, &bytes) {
-            Ok(taken) => {
-                turn.talk.server.sent += taken as u64;
-                taken > 0
-            }
-            Err(_) => {
-                (self.deaf, self.mute) = (true, true);
-                turn.talk.server.saw_failure = true;
-                true
-            }
-        }
+        let Ok(taken) = turn.link.write(End::Peer, &bytes) else {
+            (self.deaf, self.mute) = (true, true);
+            turn.talk.server.saw_failure = true;
+            return true;
+        };
+        turn.talk.server.sent += taken as u64;
+        taken > 0
     }
 
     fn misbehave(&mut self, turn: &mut Turn<'_>) -> bool {

@@ -133,7 +133,7 @@ impl SimIo {
             Event::Room { link } => self.retry_link(link),
             Event::Complete(completion) => self.deliver(completion, completions),
             Event::ConnectAnswered { key, talk, attempt, result } => {
-                self.connect_answered(key, talk, attempt, result)
+                self.connect_answered(key, talk, attempt, result);
             }
             Event::CancelRuns { key } => self.cancel(key),
             Event::Command(command) => self.command(command, completions),
