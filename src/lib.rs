@@ -20,7 +20,7 @@ pub mod io;
 
 pub mod worker;
 
-#[allow(unsafe_code, reason = "the only folder that talks to the kernel")]
+#[expect(unsafe_code, reason = "the only folder that talks to the kernel")]
 pub mod sys;
 
 // What surrounds it.

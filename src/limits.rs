@@ -1,6 +1,8 @@
 //! Every compile-time bound, with its unit and its reason. What an operator may change lives in
 //! [`crate::config`]; what relates two bounds is asserted at the bottom.
 
+use std::time::Duration;
+
 /// Bytes of one TLS record's payload, at most (RFC 8446 section 5.1).
 pub const RECORD_PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 
@@ -15,6 +17,10 @@ pub const RECEIVE_BUFFER_BYTES: usize = 2 * RECORD_PAYLOAD_BYTES_MAX + 256;
 /// Buffers in a worker's provided-buffer ring. A power of two (kernel's rule). When all are taken
 /// the kernel answers ENOBUFS and the receive is armed again on the next turn.
 pub const RECEIVE_BUFFERS: u16 = 256;
+
+/// Buffers that the kernel gets before it has run out for the first time; then twice as many each
+/// time, up to [`RECEIVE_BUFFERS`]. Few buffers stay in the processor's cache.
+pub const RECEIVE_BUFFERS_AT_FIRST: u16 = 64;
 
 /// Bytes of one pooled send buffer: what one receive delivers, sealed into records, fits.
 pub const SEND_BUFFER_BYTES: usize =
@@ -49,6 +55,46 @@ pub const WORKERS_MAX: usize = 1024;
 /// Bytes of a server name (RFC 1035 section 2.3.4).
 pub const SERVER_NAME_BYTES_MAX: usize = 255;
 
+/// Between two looks at the workers' counters by the control thread: short against an operator's
+/// patience, long against a turn of the loop.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Without biting for this long, a limit has stopped to bite: one at its edge fills no log.
+pub const LIMIT_QUIET: Duration = Duration::from_secs(10);
+
+/// Between two log lines about handshakes that failed for the same reason.
+pub const FAILURE_SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Between two writes of the access log: what an operator who follows it hardly notices.
+pub const ACCESS_LOG_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What the access log's last write may take at the end, when its disk or pipe hangs.
+pub const ACCESS_LOG_END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between two resolutions of the servers' names: the resolver's own caches honour the TTL, so this
+/// is only how late a change is noticed.
+pub const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long the start waits for the first resolution: two tries of the system's resolver, whose
+/// timeout is 5 s (resolv.conf(5)).
+pub const RESOLVE_START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Admin connections at a time; more wait in the kernel's queue.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// From an admin connection's accept to the end of its request's header.
+pub const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From an admin connection's accept to its close, so that clients which do not read hold no place.
+pub const ADMIN_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What workers may take to stop when told to end at once.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What workers may take beyond `timeouts.drain` to abort their connections and end.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(5);
+
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
+const _: () = assert!(RECEIVE_BUFFERS_AT_FIRST <= RECEIVE_BUFFERS);
 const _: () = assert!(SEND_BUFFER_BYTES > RECEIVE_BUFFER_BYTES);
 const _: () = assert!(QUEUE_HIGH_WATER_BYTES >= RECORD_PAYLOAD_BYTES_MAX);

@@ -34,11 +34,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', default_value = "full,request")]
     only: Vec<Work>,
     /// Servers: portcullis, haproxy, nginx. Peers that are not installed are skipped.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "portcullis,haproxy,nginx"
-    )]
+    #[arg(long, value_delimiter = ',', default_value = "portcullis,haproxy,nginx")]
     servers: Vec<String>,
     /// Another build of Portcullis to measure in the same run, as NAME=PATH; may be repeated.
     #[arg(long, value_name = "NAME=PATH")]
@@ -91,12 +87,7 @@ fn main() -> ExitCode {
 fn run(mut options: Options) -> Result<bool> {
     // As criterion does: without `--bench`, under `cargo test --all-targets`, only a smoke run.
     if options.test || !options.bench {
-        options = Options {
-            rounds: 1,
-            seconds: 0.2,
-            warm_up: 0.1,
-            ..options
-        };
+        options = Options { rounds: 1, seconds: 0.2, warm_up: 0.1, ..options };
     }
     let programs = programs(&options)?;
     support::raise_open_files()?;
@@ -114,10 +105,7 @@ fn run(mut options: Options) -> Result<bool> {
     let mut all_served = true;
     for &work in &options.only {
         let connections = options.connections.unwrap_or(work.connections);
-        let work = Work {
-            connections,
-            ..work
-        };
+        let work = Work { connections, ..work };
         let mut samples = vec![Vec::new(); programs.len()];
         for round in 0..options.rounds {
             for (program, samples) in programs.iter().zip(&mut samples) {
@@ -182,14 +170,10 @@ fn load(
     options: &Options,
 ) -> Result<Sample> {
     let mut clients = Clients::connect(server.address, work, certificate.client_config(false)?)?;
-    clients.run(Until::Time(
-        Instant::now() + Duration::from_secs_f64(options.warm_up),
-    ))?;
+    clients.run(Until::Time(Instant::now() + Duration::from_secs_f64(options.warm_up)))?;
     let cpu_before = server.cpu_time()?;
     let started = Instant::now();
-    let progress = clients.run(Until::Time(
-        started + Duration::from_secs_f64(options.seconds),
-    ))?;
+    let progress = clients.run(Until::Time(started + Duration::from_secs_f64(options.seconds)))?;
     let elapsed = started.elapsed().as_secs_f64();
     let spent = server.cpu_time()? - cpu_before;
     if progress == 0 {
@@ -257,10 +241,7 @@ fn print_table(work: Work, programs: &[Program], samples: &[Vec<Sample>]) {
         );
         let saturated = middle(|sample| sample.busy + sample.queued) > 0.9;
         if !saturated {
-            println!(
-                "{:14} not saturated: the clients could not keep it busy",
-                ""
-            );
+            println!("{:14} not saturated: the clients could not keep it busy", "");
         }
     }
 }

@@ -54,17 +54,9 @@ impl Certificate {
             KeyKind::Rsa => openssl_rsa(&chain, &key)?,
         }
         let both = directory.join("both.pem");
-        fs::write(
-            &both,
-            fs::read_to_string(&chain)? + &fs::read_to_string(&key)?,
-        )?;
+        fs::write(&both, fs::read_to_string(&chain)? + &fs::read_to_string(&key)?)?;
         let der = CertificateDer::from_pem_file(&chain)?;
-        Ok(Self {
-            chain,
-            key,
-            both,
-            der,
-        })
+        Ok(Self { chain, key, both, der })
     }
 
     /// What clients offer: TLS 1.3, `TLS_AES_128_GCM_SHA256`, X25519, no resumption. One offer for
@@ -78,11 +70,8 @@ impl Certificate {
             kx_groups: vec![kx_group::X25519],
             ..aws_lc_rs::default_provider()
         });
-        let verifier = Pinned {
-            expected: self.der.clone(),
-            provider: Arc::clone(&provider),
-            check_signature,
-        };
+        let verifier =
+            Pinned { expected: self.der.clone(), provider: Arc::clone(&provider), check_signature };
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -96,15 +85,8 @@ impl Certificate {
 /// A self-signed RSA-2048 certificate by the `openssl` command.
 fn openssl_rsa(chain: &Path, key: &Path) -> Result<()> {
     let output = Command::new("openssl")
-        .args([
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-sha256",
-        ])
-        .args([
-            "-subj",
-            &format!("/CN={NAME}"),
-            "-addext",
-            &format!("subjectAltName=DNS:{NAME}"),
-        ])
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-sha256"])
+        .args(["-subj", &format!("/CN={NAME}"), "-addext", &format!("subjectAltName=DNS:{NAME}")])
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-out")
         .arg(chain)
@@ -114,10 +96,7 @@ fn openssl_rsa(chain: &Path, key: &Path) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::from(format!(
-        "openssl req: {}",
-        String::from_utf8_lossy(&output.stderr)
-    )))
+    Err(Error::from(format!("openssl req: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
 /// Accepts exactly one certificate.
@@ -167,8 +146,6 @@ impl ServerCertVerifier for Pinned {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

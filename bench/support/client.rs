@@ -103,9 +103,7 @@ impl Clients {
             target,
             config,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
-            connections: std::iter::repeat_with(|| None)
-                .take(work.connections)
-                .collect(),
+            connections: std::iter::repeat_with(|| None).take(work.connections).collect(),
             scratch: vec![0; 256 * 1024],
             opened: 0,
             budget: 0,
@@ -167,9 +165,7 @@ impl Clients {
         let Some(slot) = self.connections.get_mut(at) else {
             return Ok(());
         };
-        let idle = slot
-            .as_ref()
-            .is_none_or(|connection| connection.phase == Phase::Idle);
+        let idle = slot.as_ref().is_none_or(|connection| connection.phase == Phase::Idle);
         let may_start = self.budget > 0 || (connect_only && slot.is_none());
         if !idle || !may_start {
             return Ok(());
@@ -179,8 +175,7 @@ impl Clients {
             self.opened += 1;
             let tcp = open(self.target, Ipv4Addr::new(127, 0, 0, source))?;
             let tls = ClientConnection::new(Arc::clone(&self.config), ServerName::try_from(NAME)?)?;
-            self.epoll
-                .add(&tcp, EpollEvent::new(EpollFlags::EPOLLIN, at as u64))?;
+            self.epoll.add(&tcp, EpollEvent::new(EpollFlags::EPOLLIN, at as u64))?;
             *slot = Some(Connection {
                 tcp,
                 tls,
@@ -200,10 +195,7 @@ impl Clients {
                 connection.ask(self.work);
             }
             let sent = connection.flush(&self.epoll, at)?;
-            self.count_bytes(Moved {
-                sent,
-                ..Moved::default()
-            });
+            self.count_bytes(Moved { sent, ..Moved::default() });
         }
         Ok(())
     }
@@ -245,10 +237,7 @@ fn open(target: SocketAddrV4, source: Ipv4Addr) -> Result<TcpStream> {
     let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
     // The port is chosen at connect, when the kernel knows the whole quadruple.
     setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-    bind(
-        socket.as_raw_fd(),
-        &SockaddrIn::from(SocketAddrV4::new(source, 0)),
-    )?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
     match connect(socket.as_raw_fd(), &SockaddrIn::from(target)) {
         Ok(()) | Err(Errno::EINPROGRESS) => {}
         Err(error) => return Err(format!("connect from {source}: {error}").into()),
@@ -353,10 +342,7 @@ impl Connection {
             if blocked || self.unsent == 0 {
                 break;
             }
-            let taken = self
-                .tls
-                .writer()
-                .write(payload(self.unsent.min(CHUNK_BYTES)))? as u64;
+            let taken = self.tls.writer().write(payload(self.unsent.min(CHUNK_BYTES)))? as u64;
             self.unsent -= taken;
             sent += taken;
         }

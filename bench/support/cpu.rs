@@ -23,10 +23,7 @@ impl Add for CpuTime {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self {
-            used: self.used + other.used,
-            queued: self.queued + other.queued,
-        }
+        Self { used: self.used + other.used, queued: self.queued + other.queued }
     }
 }
 
@@ -60,10 +57,8 @@ pub(crate) fn of_process(pid: u32) -> Result<CpuTime> {
         let Ok(line) = fs::read_to_string(task.join("schedstat")) else {
             continue;
         };
-        let mut fields = line
-            .split_ascii_whitespace()
-            .map(str::parse)
-            .map_while(std::result::Result::ok);
+        let mut fields =
+            line.split_ascii_whitespace().map(str::parse).map_while(std::result::Result::ok);
         time.used += Duration::from_nanos(fields.next().unwrap_or(0));
         time.queued += Duration::from_nanos(fields.next().unwrap_or(0));
         let children = fs::read_to_string(task.join("children")).unwrap_or_default();
@@ -87,9 +82,8 @@ impl Placement {
     /// The first CPU we may use, and the first other one that is not its hyperthread.
     pub(crate) fn choose() -> Result<Self> {
         let allowed = sched_getaffinity(Pid::from_raw(0))?;
-        let cpus: Vec<usize> = (0..CpuSet::count())
-            .filter(|&cpu| allowed.is_set(cpu) == Ok(true))
-            .collect();
+        let cpus: Vec<usize> =
+            (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu) == Ok(true)).collect();
         let server = *cpus.first().ok_or("no CPU allowed")?;
         let siblings = siblings(server);
         let clients = cpus
@@ -97,10 +91,7 @@ impl Placement {
             .find(|cpu| !siblings.contains(cpu))
             .or_else(|| cpus.get(1))
             .unwrap_or(&server);
-        Ok(Self {
-            server,
-            clients: *clients,
-        })
+        Ok(Self { server, clients: *clients })
     }
 
     /// One sentence for the head of a table.
@@ -112,11 +103,8 @@ impl Placement {
                  and no parallel work"
             );
         }
-        let shared = if siblings(server).contains(&clients) {
-            ", HYPERTHREADS of one core"
-        } else {
-            ""
-        };
+        let shared =
+            if siblings(server).contains(&clients) { ", HYPERTHREADS of one core" } else { "" };
         format!("server on CPU {server}, clients and origin on CPU {clients}{shared}")
     }
 }
@@ -125,11 +113,7 @@ impl Placement {
 fn siblings(cpu: usize) -> Vec<usize> {
     let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
     let mut cpus = vec![cpu];
-    for range in fs::read_to_string(path)
-        .unwrap_or_default()
-        .trim()
-        .split(',')
-    {
+    for range in fs::read_to_string(path).unwrap_or_default().trim().split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         if let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse()) {
             cpus.extend(first..=last);

@@ -31,19 +31,13 @@ impl Origin {
         let (listener, address) = listener()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("origin".into())
-            .spawn(move || {
-                let served = cpu::pin(cpu).and_then(|()| serve(&listener, work, &stopped));
-                if let Err(error) = served {
-                    eprintln!("origin: {error}; the measurement is void");
-                }
-            })?;
-        Ok(Self {
-            address,
-            stop,
-            thread: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name("origin".into()).spawn(move || {
+            let served = cpu::pin(cpu).and_then(|()| serve(&listener, work, &stopped));
+            if let Err(error) = served {
+                eprintln!("origin: {error}; the measurement is void");
+            }
+        })?;
+        Ok(Self { address, stop, thread: Some(thread) })
     }
 }
 
@@ -81,9 +75,7 @@ fn serve(listener: &TcpListener, work: Work, stop: &AtomicBool) -> Result<()> {
                 accept(listener, work, &epoll, &mut connections)?;
                 continue;
             }
-            let slot = usize::try_from(event.data())
-                .ok()
-                .and_then(|at| connections.get_mut(at));
+            let slot = usize::try_from(event.data()).ok().and_then(|at| connections.get_mut(at));
             let Some(slot) = slot else { continue };
             let Some(connection) = slot else { continue };
             let readable = event.events().intersects(!EpollFlags::EPOLLOUT);
@@ -114,12 +106,8 @@ fn accept(
         if connections.len() <= at {
             connections.resize_with(at + 1, || None);
         }
-        let connection = Connection {
-            stream,
-            request_left: work.request_bytes,
-            owed: 0,
-            wants_out: false,
-        };
+        let connection =
+            Connection { stream, request_left: work.request_bytes, owed: 0, wants_out: false };
         if let Some(slot) = connections.get_mut(at) {
             *slot = Some(connection);
         }

@@ -78,18 +78,11 @@ impl Program {
     /// # Errors
     /// The program is not installed or cannot be run.
     pub(crate) fn version(&self) -> Result<String> {
-        let output = Command::new(&self.path)
-            .args(self.version_arguments)
-            .output()?;
+        let output = Command::new(&self.path).args(self.version_arguments).output()?;
         // nginx prints its version on the standard error.
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        Ok(text
-            .lines()
-            .next()
-            .unwrap_or("no version")
-            .trim()
-            .to_owned())
+        Ok(text.lines().next().unwrap_or("no version").trim().to_owned())
     }
 }
 
@@ -125,30 +118,19 @@ impl Server {
         };
         let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers");
         let config = directory.path().join(program.template);
-        fs::write(
-            &config,
-            fill(&fs::read_to_string(templates.join(program.template))?),
-        )?;
+        fs::write(&config, fill(&fs::read_to_string(templates.join(program.template))?))?;
         let arguments = program
             .arguments
             .iter()
             .map(|text| fill(text).replace("@CONFIG@", &config.to_string_lossy()));
         let output = File::create(directory.path().join("output"))?;
         let mut command = Command::new(&program.path);
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output);
+        command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         // A child inherits the affinity of the thread that starts it.
         cpu::pin(placement.server)?;
         let child = command.spawn();
         cpu::pin(placement.clients)?;
-        let mut server = Self {
-            address,
-            child: child?,
-            directory,
-        };
+        let mut server = Self { address, child: child?, directory };
         match server.wait_until_it_serves(certificate, work) {
             Ok(()) => Ok(server),
             Err(error) => Err(server.explain(&program.name, &error)),
@@ -217,9 +199,7 @@ fn probe(mut stream: TcpStream, certificate: &Certificate, work: Work) -> Result
     while tls.is_handshaking() {
         tls.complete_io(&mut stream)?;
     }
-    let group = tls
-        .negotiated_key_exchange_group()
-        .map(rustls::crypto::SupportedKxGroup::name);
+    let group = tls.negotiated_key_exchange_group().map(rustls::crypto::SupportedKxGroup::name);
     if group != Some(NamedGroup::X25519) {
         return Err(format!("negotiated group {group:?}, not X25519").into());
     }

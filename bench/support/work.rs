@@ -19,13 +19,8 @@ pub(crate) struct Work {
 pub(crate) const ENDLESS: u64 = u64::MAX;
 
 /// Full handshake, backend connect, one answer, close.
-pub(crate) const FULL: Work = Work {
-    name: "full",
-    connections: 32,
-    request_bytes: 100,
-    answer_bytes: 100,
-    closes: true,
-};
+pub(crate) const FULL: Work =
+    Work { name: "full", connections: 32, request_bytes: 100, answer_bytes: 100, closes: true };
 
 /// 1 KiB asked and 1 KiB answered on kept connections.
 pub(crate) const REQUEST: Work = Work {
@@ -40,17 +35,8 @@ pub(crate) const REQUEST: Work = Work {
 pub(crate) const ALL: [Work; 6] = [
     FULL,
     REQUEST,
-    Work {
-        name: "request1000",
-        connections: 1000,
-        ..REQUEST
-    },
-    Work {
-        name: "request16k",
-        request_bytes: 16 * 1024,
-        answer_bytes: 16 * 1024,
-        ..REQUEST
-    },
+    Work { name: "request1000", connections: 1000, ..REQUEST },
+    Work { name: "request16k", request_bytes: 16 * 1024, answer_bytes: 16 * 1024, ..REQUEST },
     Work {
         name: "bulk_down",
         connections: 8,
@@ -83,11 +69,9 @@ impl std::str::FromStr for Work {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        ALL.into_iter()
-            .find(|work| work.name == name)
-            .ok_or_else(|| {
-                let names: Vec<_> = ALL.iter().map(|work| work.name).collect();
-                format!("no such work; there are {}", names.join(", "))
-            })
+        ALL.into_iter().find(|work| work.name == name).ok_or_else(|| {
+            let names: Vec<_> = ALL.iter().map(|work| work.name).collect();
+            format!("no such work; there are {}", names.join(", "))
+        })
     }
 }

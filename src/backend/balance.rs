@@ -11,9 +11,7 @@ impl RoundRobin {
     /// Begins at the server with the worker's number, so that workers, which know nothing of each
     /// other, do not all begin with the first.
     pub fn starting_at(worker: u16) -> Self {
-        Self {
-            cursor: usize::from(worker),
-        }
+        Self { cursor: usize::from(worker) }
     }
 
     /// Index of the next of `servers`; `None` when there are none. Their number may change from
@@ -62,11 +60,7 @@ mod tests {
     fn first_choices_of_the_workers_are_spread() {
         let counts = {
             let mut workers = 0..40;
-            let first = || {
-                RoundRobin::starting_at(workers.next().unwrap())
-                    .next(4)
-                    .unwrap()
-            };
+            let first = || RoundRobin::starting_at(workers.next().unwrap()).next(4).unwrap();
             counts(first, 4, 40)
         };
         assert_eq!(counts, [10; 4]);

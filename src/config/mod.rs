@@ -4,8 +4,15 @@
 //! `raw.rs` mirrors the file, `defaults.rs` holds every default with its reason, `validate.rs`
 //! turns raw into checked values with errors that name file, line, key, value and what is accepted.
 
+pub mod defaults;
+mod quantity;
+mod raw;
+pub mod server_name;
+mod validate;
+
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The whole configuration, checked.
@@ -29,6 +36,92 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// `[log]`
     pub log: Log,
+}
+
+pub use raw::Problem;
+
+/// `tls.cipher_suites`: the accepted names, as IANA registers them.
+pub const CIPHER_SUITES: [&str; 9] = [
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+
+/// `tls.groups`: the accepted names.
+pub const GROUPS: [&str; 4] = defaults::GROUPS;
+
+/// Why there is no configuration.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file can be read, but not used. Every problem found, in the order of the file.
+    Invalid(Vec<Problem>),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { path, source } => {
+                let cure = match source.kind() {
+                    std::io::ErrorKind::NotFound => "name another file with --config",
+                    std::io::ErrorKind::PermissionDenied => {
+                        "make the file and its directories readable to this user"
+                    }
+                    std::io::ErrorKind::InvalidData => "write the file in UTF-8",
+                    _ => "see whether the path names a regular file",
+                };
+                write!(f, "{}: cannot be read: {source}; {cure}", path.display())
+            }
+            Self::Invalid(problems) => {
+                for (index, problem) in problems.iter().enumerate() {
+                    let separator = if index == 0 { "" } else { "\n\n" };
+                    write!(f, "{separator}{problem}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unreadable { source, .. } => Some(source),
+            Self::Invalid(_) => None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or what is wrong in it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks a text; `path` is named in errors, and its directory is where relative paths start.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        validate::config(text, path).map_err(ConfigError::Invalid)
+    }
 }
 
 /// `[workers]`: how many worker threads and where they run.
@@ -162,7 +255,7 @@ pub enum TlsVersion {
 pub struct Limits {
     /// `connections_per_worker`: `None` is `"auto"`, as many as the descriptor limit allows.
     pub connections_per_worker: Option<u32>,
-    /// `client_hello_bytes`: the most a client may send before its ClientHello is complete.
+    /// `client_hello_bytes`: the most a client may send before its `ClientHello` is complete.
     pub client_hello_bytes: usize,
 }
 

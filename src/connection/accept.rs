@@ -88,10 +88,7 @@ impl Accept {
 }
 
 fn name_of(hello: &Hello<'_>) -> Option<Box<str>> {
-    hello
-        .server_name
-        .as_ref()
-        .map(|name| Box::from(name.as_str()))
+    hello.server_name.as_ref().map(|name| Box::from(name.as_str()))
 }
 
 /// A whole `ClientHello`: look its name up and begin the handshake with the bytes at hand.
@@ -129,12 +126,9 @@ fn refuse(peek: &Peek<'_>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         Peek::Malformed(fault) => {
             fail(HandshakeOutcome::BadRecord, Some(fault.alert()), common, cx)
         }
-        Peek::Incomplete | Peek::Complete(_) => fail(
-            HandshakeOutcome::InternalError,
-            Some(ALERT_INTERNAL_ERROR),
-            common,
-            cx,
-        ),
+        Peek::Incomplete | Peek::Complete(_) => {
+            fail(HandshakeOutcome::InternalError, Some(ALERT_INTERNAL_ERROR), common, cx)
+        }
     }
 }
 

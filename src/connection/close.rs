@@ -54,13 +54,7 @@ impl Close {
             common.outbound.discard(cx.pool);
         }
         common.set_deadline(LINGER, cx);
-        Self {
-            reason,
-            client,
-            server,
-            linger_bytes: LINGER_BYTES_MAX,
-        }
-        .go_on(common, cx)
+        Self { reason, client, server, linger_bytes: LINGER_BYTES_MAX }.go_on(common, cx)
     }
 
     /// Ends the connection with resets: neither side may take what it has for the whole.
@@ -75,24 +69,14 @@ impl Close {
         cx: &mut Context<'_>,
     ) -> Stage {
         common.story.handshake_ended(outcome, cx);
-        let client = if common.client.read_ended {
-            How::Close
-        } else {
-            How::Flush
-        };
+        let client = if common.client.read_ended { How::Close } else { How::Flush };
         Self::begin(CloseReason::HandshakeFailed, client, How::Close, common, cx)
     }
 
     /// The client broke TLS after its handshake. The alert is in the outbound queue; the server
     /// must not take what it has for the whole.
     pub(super) fn client_violation(common: &mut Common, cx: &mut Context<'_>) -> Stage {
-        Self::begin(
-            CloseReason::ClientViolation,
-            How::Flush,
-            How::Reset,
-            common,
-            cx,
-        )
+        Self::begin(CloseReason::ClientViolation, How::Flush, How::Reset, common, cx)
     }
 
     /// Stands for a stage that is handling an event; found again only if that stage panicked.
@@ -108,11 +92,7 @@ impl Close {
     /// No more patience: what was flushing or lingering is closed.
     pub(super) fn hurry(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         if self.client == How::Flush {
-            self.client = if common.outbound.is_empty() {
-                How::Close
-            } else {
-                How::Reset
-            };
+            self.client = if common.outbound.is_empty() { How::Close } else { How::Reset };
         }
         common.outbound.discard(cx.pool);
         common.set_deadline(LINGER, cx);
@@ -157,11 +137,7 @@ impl Close {
         } else {
             release(Side::Client, self.client, common, cx)
         };
-        if common.is_released() {
-            Stage::Done(self.reason)
-        } else {
-            Stage::Close(self)
-        }
+        if common.is_released() { Stage::Done(self.reason) } else { Stage::Close(self) }
     }
 }
 

@@ -68,10 +68,7 @@ impl Common {
     ) -> Self {
         Self {
             snapshot,
-            client: Socket {
-                open: true,
-                ..Socket::default()
-            },
+            client: Socket { open: true, ..Socket::default() },
             server: Socket::default(),
             inbound: Queue::default(),
             outbound: Queue::default(),
@@ -92,10 +89,7 @@ impl Common {
 
     /// Index of the backend that the listener leads to.
     pub fn backend(&self) -> Option<u16> {
-        self.snapshot
-            .listeners
-            .get(usize::from(self.story.listener))
-            .map(|to| to.backend)
+        self.snapshot.listeners.get(usize::from(self.story.listener)).map(|to| to.backend)
     }
 
     /// One side's socket.
@@ -188,11 +182,7 @@ impl Common {
         let before = self.inbound.pending();
         let result = session.receive(
             bytes,
-            &mut Sinks {
-                plaintext: &mut self.inbound,
-                records: &mut self.outbound,
-                pool: cx.pool,
-            },
+            &mut Sinks { plaintext: &mut self.inbound, records: &mut self.outbound, pool: cx.pool },
         );
         let opened = (self.inbound.pending() - before) as u64;
         self.story.inbound_bytes += opened;
@@ -257,9 +247,7 @@ impl Common {
 
     /// When the wheel must call, if that is not arranged.
     pub(super) fn take_timer(&mut self) -> Option<Time> {
-        std::mem::take(&mut self.timer_wanted)
-            .then_some(self.timer_at)
-            .flatten()
+        std::mem::take(&mut self.timer_wanted).then_some(self.timer_at).flatten()
     }
 
     /// Books a completion and says what it means to the stage.
@@ -365,23 +353,11 @@ impl Common {
     pub(super) fn check_invariants(&self) {
         let client_busy = self.in_flight.any(InFlight::CLIENT);
         let server_busy = self.in_flight.any(InFlight::SERVER);
-        assert!(
-            self.client.open || !client_busy,
-            "an operation on a closed client socket"
-        );
-        assert!(
-            self.server.open || !server_busy,
-            "an operation on a closed server socket"
-        );
+        assert!(self.client.open || !client_busy, "an operation on a closed client socket");
+        assert!(self.server.open || !server_busy, "an operation on a closed server socket");
         // The high-water mark, what one receive can add to it, and TLS's own records.
         let bound = QUEUE_HIGH_WATER_BYTES + 3 * crate::limits::SEND_BUFFER_BYTES;
-        assert!(
-            self.inbound.pending() <= bound,
-            "inbound grows without bound"
-        );
-        assert!(
-            self.outbound.pending() <= bound,
-            "outbound grows without bound"
-        );
+        assert!(self.inbound.pending() <= bound, "inbound grows without bound");
+        assert!(self.outbound.pending() <= bound, "outbound grows without bound");
     }
 }

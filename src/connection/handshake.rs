@@ -41,10 +41,7 @@ impl Handshake {
         if let Err(failure) = common.open(bytes, cx) {
             return Close::handshake_failed(failure.outcome(), common, cx);
         }
-        let established = common
-            .session
-            .as_ref()
-            .is_some_and(|session| session.is_established());
+        let established = common.session.as_ref().is_some_and(|session| session.is_established());
         if established {
             return established_now(common, cx);
         }
@@ -67,9 +64,7 @@ fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {
         story.version = session.version();
         story.suite = session.suite();
         story.group = session.group();
-        story.alpn = session
-            .alpn()
-            .map(|alpn| String::from_utf8_lossy(alpn).into());
+        story.alpn = session.alpn().map(|alpn| String::from_utf8_lossy(alpn).into());
     }
     cx.counters.versions.of(story.version).add(1);
     cx.counters.suites.of(story.suite).add(1);

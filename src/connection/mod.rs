@@ -135,11 +135,7 @@ impl Connection {
 
     /// When [`Connection::timer`] must be called next, if that is not arranged already.
     pub fn take_timer(&mut self) -> Option<Time> {
-        if matches!(self.stage, Stage::Done(_)) {
-            None
-        } else {
-            self.common.take_timer()
-        }
+        if matches!(self.stage, Stage::Done(_)) { None } else { self.common.take_timer() }
     }
 
     /// Why the connection ended, once its slot may be freed.
@@ -155,10 +151,7 @@ impl Connection {
     /// # Panics
     /// When the connection is not done: the kernel may hold something of it.
     pub fn free(mut self, worker: u16, reason: CloseReason, cx: &mut Context<'_>) -> Record {
-        assert!(
-            self.done().is_some(),
-            "a connection is freed when it is done"
-        );
+        assert!(self.done().is_some(), "a connection is freed when it is done");
         self.common.free(cx);
         cx.counters.closed.of(reason).add(1);
         self.common.story.into_record(worker, reason)
@@ -171,11 +164,7 @@ impl Connection {
     pub fn check_invariants(&self) {
         self.common.check_invariants();
         let done = matches!(self.stage, Stage::Done(_));
-        assert_eq!(
-            done,
-            self.common.is_released(),
-            "done means: nothing open, nothing in flight"
-        );
+        assert_eq!(done, self.common.is_released(), "done means: nothing open, nothing in flight");
         assert!(
             done || self.common.expects_something(),
             "a connection that waits for nothing will never end: {self:?}"

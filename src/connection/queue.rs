@@ -67,16 +67,10 @@ impl Queue {
     /// # Panics
     /// When a buffer is being sent, and when `bytes` do not fit into one buffer.
     pub fn prepend(&mut self, bytes: &[u8], pool: &mut Pool) {
-        assert!(
-            self.sending_bytes == 0,
-            "prepended behind bytes that are being sent"
-        );
+        assert!(self.sending_bytes == 0, "prepended behind bytes that are being sent");
         let mut buffer = pool.take();
         let appended = buffer.append(bytes);
-        assert!(
-            appended == bytes.len(),
-            "prepended more than a buffer holds"
-        );
+        assert!(appended == bytes.len(), "prepended more than a buffer holds");
         self.waiting_bytes += appended;
         self.waiting.push_front(buffer);
     }
@@ -92,20 +86,13 @@ impl Queue {
         fill: impl FnOnce(&mut [u8]) -> usize,
     ) -> usize {
         assert!(!self.ended, "written behind the end of a direction");
-        if self
-            .waiting
-            .back_mut()
-            .is_none_or(|last| last.spare().len() < room)
-        {
+        if self.waiting.back_mut().is_none_or(|last| last.spare().len() < room) {
             self.waiting.push_back(pool.take());
         }
         let Some(last) = self.waiting.back_mut() else {
             return 0;
         };
-        assert!(
-            last.spare().len() >= room,
-            "more room wanted than a buffer has"
-        );
+        assert!(last.spare().len() >= room, "more room wanted than a buffer has");
         let written = fill(last.spare());
         last.fill(written);
         self.waiting_bytes += written;
@@ -126,11 +113,7 @@ impl Queue {
 
     /// A buffer that [`Queue::take`] gave out comes back with `sent` of its bytes taken.
     pub fn sent(&mut self, mut buffer: Buffer, sent: usize, pool: &mut Pool) {
-        debug_assert_eq!(
-            buffer.unsent().len(),
-            self.sending_bytes,
-            "another buffer came back"
-        );
+        debug_assert_eq!(buffer.unsent().len(), self.sending_bytes, "another buffer came back");
         buffer.advance(sent);
         self.sending_bytes = 0;
         if buffer.is_empty() {
@@ -160,9 +143,8 @@ mod tests {
     fn bytes_leave_in_order_whatever_the_socket_takes() {
         let mut pool = Pool::default();
         let mut queue = Queue::default();
-        let bytes: Vec<u8> = (0..3 * SEND_BUFFER_BYTES)
-            .map(|i| u8::try_from(i % 251).unwrap())
-            .collect();
+        let bytes: Vec<u8> =
+            (0..3 * SEND_BUFFER_BYTES).map(|i| u8::try_from(i % 251).unwrap()).collect();
         queue.append(&bytes, &mut pool);
         assert_eq!(queue.pending(), bytes.len());
         queue.end();

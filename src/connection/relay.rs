@@ -60,11 +60,7 @@ impl Relay {
     fn go_on(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         let timeouts = &common.snapshot.timeouts;
         let one_ended = common.inbound.ended() || common.outbound.ended();
-        let timeout = if one_ended {
-            timeouts.half_closed
-        } else {
-            timeouts.idle
-        };
+        let timeout = if one_ended { timeouts.half_closed } else { timeouts.idle };
         common.set_deadline(timeout, cx);
         self.pump(common, cx)
     }

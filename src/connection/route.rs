@@ -33,12 +33,7 @@ impl Route {
             return Close::abort(common, CloseReason::NoServer, cx);
         };
         common.story.backend = Some(backend);
-        let route = Self {
-            backend,
-            tries: 0,
-            trying: 0,
-            timed_out: false,
-        };
+        let route = Self { backend, tries: 0, trying: 0, timed_out: false };
         if common.story.local.is_none() && route.sends_proxy_header(common) {
             common.set_deadline(common.snapshot.timeouts.connect, cx);
             common.submit(Kind::LocalAddress, Operation::LocalAddress, cx);
@@ -62,23 +57,15 @@ impl Route {
             },
             // A client that ended cleanly may still wait for the answer to what it has sent.
             Event::Ended(_) if common.inbound.ended() => self.wait(common, cx),
-            Event::Ended(_) => Close::begin(
-                CloseReason::ClientTruncated,
-                How::Close,
-                How::Reset,
-                common,
-                cx,
-            ),
+            Event::Ended(_) => {
+                Close::begin(CloseReason::ClientTruncated, How::Close, How::Reset, common, cx)
+            }
             Event::Failed(_) => Close::abort(common, CloseReason::ClientReset, cx),
             Event::Deadline => self.deadline(common, cx),
             Event::Closed(_) => self.connect(common, cx),
             Event::Settled | Event::Sent(_) => {
                 let asked_address = self.tries == 0 && !common.has_in_flight(Kind::LocalAddress);
-                if asked_address {
-                    self.connect(common, cx)
-                } else {
-                    self.wait(common, cx)
-                }
+                if asked_address { self.connect(common, cx) } else { self.wait(common, cx) }
             }
         }
     }
@@ -138,18 +125,11 @@ impl Route {
             .map_or(0, |backend| backend.servers.len());
         if self.tries < CONNECT_TRIES_MAX && servers > 1 {
             cx.counters.connect_retries.add(1);
-            common.submit(
-                Kind::CloseServer,
-                Operation::Close { side: Side::Server },
-                cx,
-            );
+            common.submit(Kind::CloseServer, Operation::Close { side: Side::Server }, cx);
             return self.wait(common, cx);
         }
-        let reason = if self.timed_out {
-            CloseReason::ConnectTimeout
-        } else {
-            CloseReason::ConnectFailed
-        };
+        let reason =
+            if self.timed_out { CloseReason::ConnectTimeout } else { CloseReason::ConnectFailed };
         Close::abort(common, reason, cx)
     }
 
@@ -180,16 +160,11 @@ impl Route {
             local: story.local,
             alpn: story.alpn.as_deref().map(str::as_bytes),
             authority: story.server_name.as_deref(),
-            tls: Some(Tls {
-                version: story.version,
-                suite: story.suite,
-            }),
+            tls: Some(Tls { version: story.version, suite: story.suite }),
         };
         let mut bytes = [0; proxy_protocol::HEADER_BYTES_MAX];
         if let Some(len) = proxy_protocol::encode(version, &header, &mut bytes) {
-            common
-                .inbound
-                .prepend(bytes.get(..len).unwrap_or_default(), cx.pool);
+            common.inbound.prepend(bytes.get(..len).unwrap_or_default(), cx.pool);
         }
     }
 }

@@ -98,13 +98,7 @@ impl Story {
 
     /// The access-log record.
     pub fn into_record(self, worker: u16, reason: CloseReason) -> Record {
-        let [
-            client_hello_nanos,
-            handshake_nanos,
-            connect_nanos,
-            _relay,
-            total_nanos,
-        ] = self.spans;
+        let [client_hello_nanos, handshake_nanos, connect_nanos, _relay, total_nanos] = self.spans;
         Record {
             worker,
             listener: self.listener,

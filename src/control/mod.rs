@@ -1,1 +1,434 @@
-//! TODO(skeleton)
+//! The control plane: one thread that starts the workers, tells them what changed, shows what they
+//! count, and ends them. It never sees a client's byte.
+//!
+//! # Start
+//! configuration → certificates → descriptor limit → topology and capacity → runtime → signals →
+//! addresses → names → access log → workers → admin. What can fail for a reason of the operator's
+//! fails before the first worker starts.
+//!
+//! # End
+//! SIGTERM or SIGINT → every worker drains → the access log's last lines → exit 0. A second one
+//! cuts what is left and exits with 128 and the signal's number.
+
+pub mod addresses;
+pub mod admin;
+pub mod capacity;
+pub mod certificates;
+pub mod exit;
+pub mod failure;
+pub mod resolve;
+pub mod signals;
+pub mod snapshot;
+pub mod supervisor;
+pub mod topology;
+pub mod watch;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::{Config, ServerAddress};
+use crate::limits::{
+    ACCESS_LOG_END_TIMEOUT, ACCESS_LOG_INTERVAL, ACCESS_LOG_RECORDS_MAX, WATCH_INTERVAL,
+};
+use crate::sys::start::Start;
+use crate::telemetry::access_log::{AccessLog, BackendNames, Names};
+use crate::telemetry::exposition::Process;
+use crate::telemetry::record::Record;
+use crate::tls::terms::Terms;
+use crate::worker::command::Command;
+use failure::Failure;
+use resolve::Resolver;
+use signals::{Signal, Signals};
+use supervisor::{Crew, Ready, Supervisor};
+use watch::{Values, Watch};
+
+/// How a run ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Asked to end, and every worker did.
+    Drained,
+    /// Asked to end at once, by this signal.
+    Signalled(i32),
+}
+
+/// When the observer of a run is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment<'a> {
+    /// Every worker accepts connections on these addresses.
+    Ready(&'a [SocketAddr]),
+    /// Another second has passed.
+    Second,
+    /// Asked to end.
+    Draining,
+    /// Every worker has ended, or is given up.
+    Ended,
+}
+
+/// Runs Portcullis until it is told to end. `observe` is called on the control thread and must not
+/// block.
+pub fn run(config: Config, observe: impl FnMut(Moment<'_>, &Process)) -> Result<Ended, Failure> {
+    run_with(config, observe, |start, ready| {
+        crate::sys::start::run(start, ready);
+    })
+}
+
+fn run_with(
+    config: Config,
+    observe: impl FnMut(Moment<'_>, &Process),
+    body: impl Fn(Start, Ready) + Clone + Send + 'static,
+) -> Result<Ended, Failure> {
+    tracing::info!("portcullis {} starts", env!("CARGO_PKG_VERSION"));
+    let plan = plan(config)?;
+    runtime()?.block_on(serve(plan, observe, body))
+}
+
+/// The control thread's runtime, and with it the proof that `io_uring` works here.
+fn runtime() -> Result<tokio_uring::Runtime, Failure> {
+<<<<<<< HEAD
+    crate::sys::probe::report()?;
+=======
+    check_kernel()?;
+>>>>>>> h2
+    tokio_uring::Runtime::new(&tokio_uring::builder())
+        .map_err(|source| Failure::ControlRing { source })
+}
+
+/// Checks that this kernel is new enough and lets us use `io_uring`.
+pub fn check_machine() -> Result<(), Failure> {
+    runtime().map(drop)
+}
+
+/// Everything that is decided before anything is started.
+#[derive(Debug)]
+pub struct Plan {
+    /// The configuration.
+    pub config: Config,
+    /// TLS terms by listener.
+    pub terms: Vec<Arc<Terms>>,
+    /// CPU of each worker; `None`: not pinned.
+    pub cpus: Vec<Option<usize>>,
+    /// Connections each worker holds.
+    pub connections: u32,
+    /// `RLIMIT_NOFILE`, as raised.
+    pub open_files: u64,
+}
+
+/// Loads certificates, raises the descriptor limit, and works out workers and capacity. Binds no
+/// port and starts no thread: `check` ends here.
+pub fn plan(config: Config) -> Result<Plan, Failure> {
+    hide_memory();
+    let terms =
+        certificates::load(&config).map_err(|problems| Failure::certificates(&problems))?.terms;
+    let open_files = raise_descriptor_limit()?;
+    let cpus =
+        topology::workers(&config.workers).map_err(|problem| Failure::configuration(&problem))?;
+    let connections = capacity::connections_per_worker(&config.limits, cpus.len())
+        .map_err(|problem| Failure::configuration(&problem))?;
+    Ok(Plan { config, terms, cpus, connections, open_files })
+}
+
+async fn serve(
+    plan: Plan,
+    observe: impl FnMut(Moment<'_>, &Process),
+    body: impl Fn(Start, Ready) + Clone + Send + 'static,
+) -> Result<Ended, Failure> {
+    let mut signals = Signals::install()?;
+    let config = &plan.config;
+    let binds = addresses::claim(&config.listeners)?;
+    let admin = match &config.admin {
+        Some(admin) => Some(admin::bind(admin.bind).await?),
+        None => None,
+    };
+    let mut resolver = Resolver::start(&config.backends)
+        .map_err(|source| Failure::Os { what: "start the resolver's thread", source })?;
+    let addresses = tokio::select! {
+        addresses = resolver.first() => addresses,
+        () = signals.end() => return Ok(Ended::Drained),
+    };
+    let process = Arc::new(Process::new(plan.cpus.len(), SystemTime::now()));
+    let (records, access_log) = open_access_log(config, &process)?;
+    let listening: Vec<SocketAddr> = binds.iter().map(|bind| bind.address).collect();
+    announce(&plan, &listening, admin.as_ref());
+    let crew = Crew {
+        cpus: plan.cpus.clone(),
+        binds,
+        connections: plan.connections,
+        snapshot: Arc::new(snapshot::build(config, &plan.terms, &addresses)),
+        records,
+    };
+    let supervisor = Supervisor::start(crew, Arc::clone(&process), body).await?;
+    let status = Rc::new(admin::Status::new(Arc::clone(&process)));
+    if let Some(listener) = admin {
+        tokio::task::spawn_local(admin::serve(listener, Rc::clone(&status)));
+    }
+    let (written, stop_writing) = write_access_log(access_log);
+    let mut control = Control {
+        watch: Watch::new(plan.cpus.len()),
+        plan,
+        process,
+        supervisor,
+        resolver,
+        status,
+        observe,
+        asked: false,
+        draining: None,
+        lost: Vec::new(),
+    };
+    tracing::info!("ready");
+    (control.observe)(Moment::Ready(&listening), &control.process);
+    let ended = control.steer(&mut signals).await;
+    (control.observe)(Moment::Ended, &control.process);
+    drop(stop_writing);
+    if tokio::time::timeout(ACCESS_LOG_END_TIMEOUT, written).await.is_err() {
+        tracing::warn!("the access log's last records could not be written in time");
+    }
+    ended
+}
+
+/// The control thread, once everything runs.
+struct Control<O> {
+    plan: Plan,
+    process: Arc<Process>,
+    supervisor: Supervisor,
+    resolver: Resolver,
+    watch: Watch,
+    status: Rc<admin::Status>,
+    observe: O,
+    /// Asked to end by a signal.
+    asked: bool,
+    /// When draining must be over; `None`: serving.
+    draining: Option<Instant>,
+    /// Workers that ended by a defect.
+    lost: Vec<u16>,
+}
+
+impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
+    /// Reacts to what happens until all workers have ended.
+    async fn steer(&mut self, signals: &mut Signals) -> Result<Ended, Failure> {
+        let mut watch = interval(WATCH_INTERVAL);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut second = interval(std::time::Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.supervisor.running() > 0 {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::End(number) if self.asked => {
+                        tracing::warn!("asked to end a second time: cutting what is left");
+                        self.supervisor.stop().await;
+                        return Ok(Ended::Signalled(number));
+                    }
+                    Signal::End(_) => {
+                        self.asked = true;
+                        self.drain("asked to end");
+                    }
+                    Signal::Reload => tracing::warn!(
+                        "SIGHUP: this version cannot reload; restart it to use a new configuration"
+                    ),
+                },
+                end = self.supervisor.ended() => self.worker_ended(end),
+                addresses = self.resolver.changed() => self.publish(&addresses),
+                _ = watch.tick() => if self.look() {
+                    break;
+                },
+                _ = second.tick() => (self.observe)(Moment::Second, &self.process),
+            }
+        }
+        if !self.lost.is_empty() {
+            return Err(Failure::Workers { workers: std::mem::take(&mut self.lost) });
+        }
+        tracing::info!("every worker has ended");
+        Ok(Ended::Drained)
+    }
+
+    /// Looks at the counters. True: draining takes too long, and the workers were stopped.
+    fn look(&mut self) -> bool {
+        let now = Instant::now();
+        self.supervisor.send_unsent();
+        let values = Values {
+            connections_per_worker: self.plan.connections,
+            client_hello_bytes: self.plan.config.limits.client_hello_bytes,
+            open_files: self.plan.open_files,
+        };
+        for notice in self.watch.look(&self.process, now) {
+            notice.log(&values);
+        }
+        let late = self.draining.is_some_and(|deadline| now >= deadline);
+        if late {
+            tracing::warn!(
+                workers = self.supervisor.running(),
+                "workers did not end in time; ending without them"
+            );
+        }
+        late
+    }
+
+    fn drain(&mut self, why: &str) {
+        if self.draining.is_some() {
+            return;
+        }
+        let timeout = self.plan.config.timeouts.drain;
+        tracing::info!("{why}: no new connections; open ones have {timeout:?} to end");
+        self.draining = Some(Instant::now() + supervisor::drain_limit(timeout));
+        self.status.set_draining();
+        self.supervisor.send(&Command::Drain { timeout });
+        (self.observe)(Moment::Draining, &self.process);
+    }
+
+    fn worker_ended(&mut self, end: supervisor::End) {
+        if !end.panicked && self.draining.is_some() {
+            return;
+        }
+        tracing::error!(
+            "worker {} ended {}",
+            end.worker,
+            if end.panicked { "by a panic" } else { "unasked" }
+        );
+        self.lost.push(end.worker);
+        self.drain("a worker was lost");
+    }
+
+    fn publish(&mut self, addresses: &resolve::Addresses) {
+        tracing::info!("the addresses of the servers changed; the workers are told");
+        let snapshot = snapshot::build(&self.plan.config, &self.plan.terms, addresses);
+        self.supervisor.send(&Command::Snapshot(Arc::new(snapshot)));
+    }
+}
+
+<<<<<<< HEAD
+=======
+/// Linux 6.1 has all that the workers' rings need.
+fn check_kernel() -> Result<(), Failure> {
+    let release = nix::sys::utsname::uname().map_or_else(
+        |errno| errno.to_string(),
+        |name| name.release().to_string_lossy().into_owned(),
+    );
+    if is_too_old(&release) {
+        return Err(Failure::Kernel { release });
+    }
+    Ok(())
+}
+
+/// A release that does not parse is given a chance: the ring's set-up tells the truth.
+fn is_too_old(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (6, 1),
+        _ => false,
+    }
+}
+
+>>>>>>> h2
+/// Keeps private keys out of core dumps and away from other processes of the same user (prctl(2)).
+fn hide_memory() {
+    if let Err(errno) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!("core dumps cannot be forbidden and may hold private keys: {errno}");
+    }
+}
+
+/// Raises the soft limit of open files to the hard one, which costs nothing; returns it.
+fn raise_descriptor_limit() -> Result<u64, Failure> {
+    let failure = |what| move |errno: nix::errno::Errno| Failure::Os { what, source: errno.into() };
+    let (_soft, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(failure("read the limit of open files"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        .map_err(failure("raise the limit of open files to its hard limit"))?;
+    Ok(hard)
+}
+
+fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) {
+    for address in listening {
+        tracing::info!("listening on {address}");
+    }
+    let cpus: Vec<String> = plan
+        .cpus
+        .iter()
+        .map(|cpu| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()))
+        .collect();
+    tracing::info!(
+        "{} worker(s) on CPU {}, {} connections each",
+        cpus.len(),
+        cpus.join(","),
+        plan.connections
+    );
+    if let Some(address) = admin.and_then(|listener| listener.local_addr().ok()) {
+        tracing::info!("admin endpoint on http://{address}/");
+    }
+}
+
+/// The access log, if one is configured, with the workers' ends of its queues.
+fn open_access_log(
+    config: &Config,
+    process: &Arc<Process>,
+) -> Result<(Vec<rtrb::Producer<Record>>, Option<AccessLog>), Failure> {
+    let Some(wanted) = &config.access_log else {
+        return Ok((Vec::new(), None));
+    };
+    let (producers, queues) =
+        process.workers.iter().map(|_| rtrb::RingBuffer::new(ACCESS_LOG_RECORDS_MAX)).unzip();
+    let log = AccessLog::open(&wanted.path, names(config), queues, Arc::clone(process)).map_err(
+        |source| Failure::File {
+            path: wanted.path.clone(),
+            purpose: "the access log (access_log.path)",
+            source,
+        },
+    )?;
+    Ok((producers, Some(log)))
+}
+
+/// Starts to write; ends, after a last look at the queues, when the sender is dropped.
+fn write_access_log(
+    log: Option<AccessLog>,
+) -> (tokio::task::JoinHandle<()>, tokio::sync::oneshot::Sender<()>) {
+    let (stop, mut stopped) = tokio::sync::oneshot::channel();
+    let writer = tokio::task::spawn_local(async move {
+        let Some(mut log) = log else { return };
+        let mut tick = interval(ACCESS_LOG_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let last = tokio::select! {
+                _ = &mut stopped => true,
+                _ = tick.tick() => false,
+            };
+            log.drain().await;
+            if last {
+                return;
+            }
+        }
+    });
+    (writer, stop)
+}
+
+fn names(config: &Config) -> Names {
+    let address = |address: &ServerAddress| match address {
+        ServerAddress::Host { host, port } if host.contains(':') => format!("[{host}]:{port}"),
+        ServerAddress::Host { host, port } => format!("{host}:{port}"),
+        ServerAddress::Unix(path) => unix(path),
+    };
+    Names {
+        listeners: config.listeners.iter().map(|l| l.name.clone()).collect(),
+        backends: config
+            .backends
+            .iter()
+            .map(|backend| BackendNames {
+                name: backend.name.clone(),
+                servers: backend.servers.iter().map(|server| address(&server.address)).collect(),
+            })
+            .collect(),
+    }
+}
+
+fn unix(path: &Path) -> String {
+    format!("unix:{}", path.display())
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,11 +12,7 @@ pub struct Buffer {
 impl Buffer {
     /// A new buffer of [`SEND_BUFFER_BYTES`]; a worker takes one from its [`Pool`] instead.
     pub fn allocate() -> Self {
-        Self {
-            memory: vec![0; SEND_BUFFER_BYTES].into_boxed_slice(),
-            sent: 0,
-            filled: 0,
-        }
+        Self { memory: vec![0; SEND_BUFFER_BYTES].into_boxed_slice(), sent: 0, filled: 0 }
     }
 
     /// Bytes not sent yet.
@@ -34,10 +30,7 @@ impl Buffer {
     /// # Panics
     /// When more are counted than there was room for.
     pub fn fill(&mut self, bytes: usize) {
-        assert!(
-            bytes <= self.memory.len() - self.filled,
-            "filled past the end of the buffer"
-        );
+        assert!(bytes <= self.memory.len() - self.filled, "filled past the end of the buffer");
         self.filled += bytes;
     }
 
@@ -99,10 +92,7 @@ impl Pool {
     /// # Panics
     /// When more come back than were lent.
     pub fn give(&mut self, mut buffer: Buffer) {
-        assert!(
-            self.lent > 0,
-            "a buffer came back that this pool never lent"
-        );
+        assert!(self.lent > 0, "a buffer came back that this pool never lent");
         self.lent -= 1;
         if self.free.len() < Self::KEPT_MAX {
             buffer.sent = 0;

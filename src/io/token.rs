@@ -91,11 +91,7 @@ impl Token {
 
     /// A token; the generation is taken modulo [`Token::GENERATIONS`].
     pub fn new(slot: u32, generation: u32, kind: Kind) -> Self {
-        Self {
-            slot,
-            generation: generation % Self::GENERATIONS,
-            kind,
-        }
+        Self { slot, generation: generation % Self::GENERATIONS, kind }
     }
 
     /// Into user data.

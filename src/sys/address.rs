@@ -38,10 +38,7 @@ impl Default for SocketAddress {
     fn default() -> Self {
         // SAFETY: every field of a sockaddr_storage may be zero.
         let any = unsafe { std::mem::zeroed() };
-        Self {
-            storage: Storage { any },
-            length: 0,
-        }
+        Self { storage: Storage { any }, length: 0 }
     }
 }
 
@@ -93,10 +90,7 @@ impl SocketAddress {
                 // SAFETY: the family says which variant the kernel has written.
                 let v4 = unsafe { self.storage.v4 };
                 let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
-                Some(SocketAddr::V4(SocketAddrV4::new(
-                    ip,
-                    u16::from_be(v4.sin_port),
-                )))
+                Some(SocketAddr::V4(SocketAddrV4::new(ip, u16::from_be(v4.sin_port))))
             }
             libc::AF_INET6 => {
                 // SAFETY: the family says which variant the kernel has written.
@@ -115,9 +109,7 @@ fn v4(address: SocketAddrV4) -> libc::sockaddr_in {
     libc::sockaddr_in {
         sin_family: FAMILY_V4,
         sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr {
-            s_addr: u32::from(*address.ip()).to_be(),
-        },
+        sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
         sin_zero: [0; 8],
     }
 }
@@ -127,18 +119,13 @@ fn v6(address: &SocketAddrV6) -> libc::sockaddr_in6 {
         sin6_family: FAMILY_V6,
         sin6_port: address.port().to_be(),
         sin6_flowinfo: address.flowinfo(),
-        sin6_addr: libc::in6_addr {
-            s6_addr: address.ip().octets(),
-        },
+        sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
         sin6_scope_id: address.scope_id(),
     }
 }
 
 fn unix(path: &[u8]) -> Result<libc::sockaddr_un, PathTooLong> {
-    let mut address = libc::sockaddr_un {
-        sun_family: FAMILY_UNIX,
-        sun_path: [0; 108],
-    };
+    let mut address = libc::sockaddr_un { sun_family: FAMILY_UNIX, sun_path: [0; 108] };
     // One byte stays zero: the path's end.
     if path.len() >= address.sun_path.len() {
         return Err(PathTooLong);

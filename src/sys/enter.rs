@@ -53,14 +53,8 @@ impl RingFd {
             )
         };
         match i32::try_from(update.offset) {
-            Ok(number) if registered == 1 => Self {
-                number,
-                flags: ENTER_REGISTERED_RING,
-            },
-            _ => Self {
-                number: fd,
-                flags: 0,
-            },
+            Ok(number) if registered == 1 => Self { number, flags: ENTER_REGISTERED_RING },
+            _ => Self { number: fd, flags: 0 },
         }
     }
 
@@ -83,9 +77,7 @@ impl RingFd {
             sigmask: 0,
             sigmask_bytes: 0,
             min_wait_micros: 0,
-            timespec: timespec
-                .as_ref()
-                .map_or(0, |timespec| std::ptr::from_ref(timespec) as u64),
+            timespec: timespec.as_ref().map_or(0, |timespec| std::ptr::from_ref(timespec) as u64),
         };
         // SAFETY: the argument and the timespec it points to live during the call; the ring's
         // number is the one the kernel gave us.
@@ -102,9 +94,7 @@ impl RingFd {
         };
         match u32::try_from(entered) {
             Ok(submitted) => Ok(submitted),
-            Err(_) => Err(Errno(
-                std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
-            )),
+            Err(_) => Err(Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))),
         }
     }
 }

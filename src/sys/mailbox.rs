@@ -31,14 +31,8 @@ pub fn mailbox() -> std::io::Result<(Sender, Receiver)> {
     let (producer, consumer) = rtrb::RingBuffer::new(MAILBOX_COMMANDS_MAX);
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
     Ok((
-        Sender {
-            commands: producer,
-            wake: Arc::clone(&wake),
-        },
-        Receiver {
-            commands: consumer,
-            wake,
-        },
+        Sender { commands: producer, wake: Arc::clone(&wake) },
+        Receiver { commands: consumer, wake },
     ))
 }
 
@@ -46,9 +40,7 @@ impl Sender {
     /// Leaves a command and wakes the worker. `Err` gives it back: the mailbox is full, because
     /// the worker has not looked into it for [`MAILBOX_COMMANDS_MAX`] commands.
     pub fn send(&mut self, command: Command) -> Result<(), Command> {
-        self.commands
-            .push(command)
-            .map_err(|rtrb::PushError::Full(command)| command)?;
+        self.commands.push(command).map_err(|rtrb::PushError::Full(command)| command)?;
         // A full eventfd counter (EAGAIN) means that the wake-up is pending already.
         let _pending = self.wake.write(1);
         Ok(())

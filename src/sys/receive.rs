@@ -9,23 +9,40 @@ use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
 use crate::io::ReceivedAt;
-use crate::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS};
+use crate::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_BUFFERS_AT_FIRST};
 
 /// The buffer group that receives name.
 pub(super) const GROUP: u16 = 0;
 
 const PAGE: usize = 4096;
 
+/// Who may touch a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// The kernel may write to it at any time.
+    Kernel,
+    /// Lent to the worker, until recycled.
+    Worker,
+    /// Nobody, until the kernel needs more.
+    Nobody,
+}
+
 /// Buffers and the ring by which they travel to the kernel.
 ///
+/// The kernel takes them in turn, so every buffer it holds is touched again and again whether it
+/// is needed or not. It gets few at first, which stay in the cache, and more when it has run out.
+///
 /// # Invariants
-/// A buffer is in exactly one of three places: in the kernel (not lent), lent to the worker
-/// (`lent` is true), never both. Only lent memory is turned into a slice.
+/// A buffer has one [`Owner`] at a time. Only what the worker owns is turned into a slice.
 pub(super) struct ReceiveBuffers {
     entries: NonNull<BufRingEntry>,
     memory: NonNull<u8>,
     tail: u16,
-    lent: Vec<bool>,
+    owners: Vec<Owner>,
+    /// The buffers that nobody owns.
+    spare: Vec<u16>,
+    /// Buffers meant for the kernel and the worker together.
+    wanted: usize,
 }
 
 impl ReceiveBuffers {
@@ -43,7 +60,9 @@ impl ReceiveBuffers {
             entries,
             memory,
             tail: 0,
-            lent: vec![true; Self::ENTRIES],
+            owners: vec![Owner::Nobody; Self::ENTRIES],
+            spare: (0..RECEIVE_BUFFERS).rev().collect(),
+            wanted: 0,
         };
         // SAFETY: the entries are page-aligned, zeroed, as many as told, and live until `drop`,
         // which the owner runs after the ring is closed.
@@ -55,10 +74,22 @@ impl ReceiveBuffers {
                 0,
             )?;
         }
-        for buffer in 0..RECEIVE_BUFFERS {
-            buffers.hand_over(buffer);
-        }
+        buffers.want(RECEIVE_BUFFERS_AT_FIRST.into());
         Ok(buffers)
+    }
+
+    /// The kernel has run out: it gets twice as many from now on, as far as there are any.
+    pub(super) fn hand_over_more(&mut self) {
+        self.want(self.wanted * 2);
+    }
+
+    fn want(&mut self, wanted: usize) {
+        self.wanted = wanted.min(Self::ENTRIES);
+        while Self::ENTRIES - self.spare.len() < self.wanted
+            && let Some(buffer) = self.spare.pop()
+        {
+            self.hand_over(buffer);
+        }
     }
 
     fn entries_layout() -> Layout {
@@ -75,8 +106,8 @@ impl ReceiveBuffers {
     /// # Panics
     /// When it was lent already: the kernel or the books are wrong.
     pub(super) fn lend(&mut self, buffer: u16) {
-        match self.lent.get_mut(usize::from(buffer)) {
-            Some(lent) if !*lent => *lent = true,
+        match self.owners.get_mut(usize::from(buffer)) {
+            Some(owner) if *owner == Owner::Kernel => *owner = Owner::Worker,
             _ => unreachable!("receive buffer {buffer} came from the kernel twice"),
         }
     }
@@ -86,20 +117,12 @@ impl ReceiveBuffers {
     /// # Panics
     /// When the buffer is not lent or the range is outside it.
     pub(super) fn bytes(&mut self, at: &ReceivedAt) -> &mut [u8] {
-        let lent = self
-            .lent
-            .get(usize::from(at.buffer))
-            .copied()
-            .unwrap_or(false);
         assert!(
-            lent,
+            self.is_lent(at.buffer),
             "a receive buffer is read that the kernel may be writing to"
         );
         let (start, len) = (at.start as usize, at.len as usize);
-        assert!(
-            start + len <= RECEIVE_BUFFER_BYTES,
-            "a receive outside its buffer"
-        );
+        assert!(start + len <= RECEIVE_BUFFER_BYTES, "a receive outside its buffer");
         let offset = usize::from(at.buffer) * RECEIVE_BUFFER_BYTES + start;
         // SAFETY: `offset + len` lies within the allocation by the two checks above.
         let first = unsafe { self.memory.add(offset) };
@@ -113,27 +136,27 @@ impl ReceiveBuffers {
     /// # Panics
     /// When it was not lent.
     pub(super) fn recycle(&mut self, buffer: u16) {
-        let lent = self.lent.get(usize::from(buffer)).copied().unwrap_or(false);
-        assert!(lent, "a receive buffer is recycled twice");
+        assert!(self.is_lent(buffer), "a receive buffer is recycled twice");
         self.hand_over(buffer);
     }
 
+    fn is_lent(&self, buffer: u16) -> bool {
+        self.owners.get(usize::from(buffer)) == Some(&Owner::Worker)
+    }
+
     fn hand_over(&mut self, buffer: u16) {
-        if let Some(lent) = self.lent.get_mut(usize::from(buffer)) {
-            *lent = false;
+        if let Some(owner) = self.owners.get_mut(usize::from(buffer)) {
+            *owner = Owner::Kernel;
         }
         let slot = usize::from(self.tail) % Self::ENTRIES;
         // SAFETY: `slot` is within the entries.
         let entry = unsafe { self.entries.add(slot) };
-        // SAFETY: the buffer's number is within the memory: only numbers below ENTRIES are lent.
+        // SAFETY: the buffer's number is within the memory: only such numbers have an owner.
         let first = unsafe { self.memory.add(usize::from(buffer) * RECEIVE_BUFFER_BYTES) };
         // SAFETY: the kernel reads an entry only once the tail below has passed it.
         let entry = unsafe { &mut *entry.as_ptr() };
         entry.set_addr(first.as_ptr() as u64);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a few ten KiB, see limits.rs"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "a few ten KiB, see limits.rs")]
         entry.set_len(RECEIVE_BUFFER_BYTES as u32);
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);

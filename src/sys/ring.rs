@@ -11,6 +11,7 @@ use std::time::Instant;
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::sys::eventfd::EventFd;
+use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::io::{
     Address, Buffer, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
@@ -36,16 +37,13 @@ static NO_DELAY: libc::c_int = 1;
 const NO_DELAY_BYTES: u32 = 4;
 const _: () = assert!(size_of::<libc::c_int>() == NO_DELAY_BYTES as usize);
 /// `AF_UNSPEC`, which is 0.
-static UNSPECIFIED: libc::sockaddr = libc::sockaddr {
-    sa_family: 0,
-    sa_data: [0; 14],
-};
+static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
 
 /// Optional features of the running kernel that the ring uses when they are there.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Features {
-    /// `IORING_OP_FIXED_FD_INSTALL` (Linux 6.8): the address a client reached on a wildcard bind.
-    pub local_address: bool,
+    /// `IORING_OP_FIXED_FD_INSTALL` (Linux 6.8): system calls that the ring lacks or does badly.
+    pub descriptor_install: bool,
     /// `SOCKET_URING_OP_SETSOCKOPT` (Linux 6.7): `TCP_NODELAY` towards servers.
     pub socket_options: bool,
 }
@@ -80,10 +78,7 @@ pub struct Ring {
     receive: ReceiveBuffers,
     slots: Vec<SlotMemory>,
     /// Boxes for addresses, kept for the next accept or connect.
-    #[expect(
-        clippy::vec_box,
-        reason = "the kernel holds pointers into the boxes in use"
-    )]
+    #[expect(clippy::vec_box, reason = "the kernel holds pointers into the boxes in use")]
     spare_addresses: Vec<Box<SocketAddress>>,
     wake: Arc<EventFd>,
     /// Where the mailbox's read puts the eventfd's counter.
@@ -174,9 +169,7 @@ impl Ring {
 
     fn slot(&mut self, token: Token) -> &mut SlotMemory {
         let slot = self.slots.get_mut(token.slot as usize);
-        let Some(slot) = slot else {
-            unreachable!("slot {} of a smaller table", token.slot)
-        };
+        let Some(slot) = slot else { unreachable!("slot {} of a smaller table", token.slot) };
         slot
     }
 
@@ -194,11 +187,7 @@ impl Ring {
     }
 
     fn accept(&mut self, token: Token, listener: u32) {
-        let Some(listener) = self
-            .listeners
-            .get(listener as usize)
-            .map(AsRawFd::as_raw_fd)
-        else {
+        let Some(listener) = self.listeners.get(listener as usize).map(AsRawFd::as_raw_fd) else {
             self.answer(token, Err(EINVAL));
             return;
         };
@@ -222,11 +211,7 @@ impl Ring {
             return;
         }
         let server = file(token, Side::Server);
-        let step = Token {
-            kind: Kind::Internal,
-            ..token
-        }
-        .pack();
+        let step = Token { kind: Kind::Internal, ..token }.pack();
         let quiet = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
         self.make_room(3);
         let socket = opcode::Socket::new(address.family(), libc::SOCK_STREAM, 0)
@@ -251,27 +236,35 @@ impl Ring {
         self.push(&connect.user_data(token.pack()));
     }
 
+    /// Installs a descriptor for the moment of one system call, made when the completion comes.
+    fn install(&mut self, token: Token, side: Side) {
+        let entry = opcode::FixedFdInstall::new(file(token, side), 0).build();
+        self.push(&entry.user_data(token.pack()));
+    }
+
     fn local_address(&mut self, token: Token) {
-        if !self.features.local_address {
+        if self.features.descriptor_install {
+            self.install(token, Side::Client);
+        } else {
             self.answer(token, Err(EINVAL));
-            return;
         }
-        let client = file(token, Side::Client);
-        let entry = opcode::FixedFdInstall::new(client, 0)
-            .build()
-            .user_data(token.pack());
-        self.push(&entry);
+    }
+
+    /// Ends our direction. The ring's own shutdown always goes through a kernel thread (Linux 6.18
+    /// and before), at several times the cost of the system calls on an installed descriptor.
+    fn shutdown(&mut self, token: Token, side: Side) {
+        if self.features.descriptor_install {
+            self.install(token, side);
+        } else {
+            let entry = opcode::Shutdown::new(file(token, side), libc::SHUT_WR).build();
+            self.push(&entry.user_data(token.pack()));
+        }
     }
 
     /// Completes an operation without the kernel.
     fn answer(&mut self, token: Token, result: Result<u32, Errno>) {
         let payload = Payload::None;
-        self.answered.push(Completion {
-            token,
-            result,
-            more: false,
-            payload,
-        });
+        self.answered.push(Completion { token, result, more: false, payload });
     }
 
     fn read_mailbox(&mut self) {
@@ -306,7 +299,18 @@ impl Ring {
             Kind::SendServer => self.sent(token, Side::Server),
             Kind::Accept => self.accepted(token, result),
             Kind::Connect => return Some(self.connected(token, result)),
-            Kind::LocalAddress => result.map_or(Payload::None, local_address_of),
+            Kind::LocalAddress => {
+                let socket = result.ok().and_then(installed);
+                let address = socket.as_ref().and_then(super::socket::local_address);
+                address.map_or(Payload::None, Payload::Peer)
+            }
+            Kind::ShutdownClient | Kind::ShutdownServer if self.features.descriptor_install => {
+                if let Some(socket) = result.ok().and_then(installed) {
+                    // ENOTCONN: the peer has reset the connection, which a receive tells too.
+                    let _not_connected = shutdown(socket.as_raw_fd(), Shutdown::Write);
+                }
+                Payload::None
+            }
             Kind::Internal => {
                 if let Err(error) = result
                     && error != Errno::CANCELED
@@ -321,26 +325,21 @@ impl Ring {
             }
             _ => Payload::None,
         };
-        Some(Completion {
-            token,
-            result,
-            more: false,
-            payload,
-        })
+        Some(Completion { token, result, more: false, payload })
     }
 
     fn received(&mut self, entry: &cqueue::Entry, result: Result<u32, Errno>) -> Payload {
         let Some(buffer) = cqueue::buffer_select(entry.flags()) else {
+            if result == Err(Errno::NO_BUFFERS) {
+                self.receive.hand_over_more();
+            }
             return Payload::None;
         };
         self.receive.lend(buffer);
         match result {
-            Ok(len) if len > 0 => Payload::Received(ReceivedAt {
-                buffer,
-                start: 0,
-                len,
-                buffer_more: false,
-            }),
+            Ok(len) if len > 0 => {
+                Payload::Received(ReceivedAt { buffer, start: 0, len, buffer_more: false })
+            }
             _ => {
                 self.receive.recycle(buffer);
                 Payload::None
@@ -350,9 +349,7 @@ impl Ring {
 
     fn sent(&mut self, token: Token, side: Side) -> Payload {
         let lent = self.slot(token).sending(side).take();
-        let Some(buffer) = lent else {
-            unreachable!("a send completed twice")
-        };
+        let Some(buffer) = lent else { unreachable!("a send completed twice") };
         Payload::Sent(buffer)
     }
 
@@ -377,12 +374,7 @@ impl Ring {
             (Err(Errno::CANCELED), Some(error)) => Err(error),
             (result, _) => result,
         };
-        Completion {
-            token,
-            result,
-            more: false,
-            payload: Payload::None,
-        }
+        Completion { token, result, more: false, payload: Payload::None }
     }
 }
 
@@ -402,10 +394,7 @@ impl Io for Ring {
                     .user_data(token.pack());
                 self.push(&entry);
             }
-            Operation::Shutdown { side } => {
-                let entry = opcode::Shutdown::new(file(token, side), libc::SHUT_WR).build();
-                self.push(&entry.user_data(token.pack()));
-            }
+            Operation::Shutdown { side } => self.shutdown(token, side),
             Operation::Reset { side } => {
                 // Connecting to AF_UNSPEC dissolves an association (connect(2)); on TCP the
                 // kernel answers the peer with a reset.
@@ -419,11 +408,7 @@ impl Io for Ring {
                 self.push(&entry.user_data(token.pack()));
             }
             Operation::Cancel { target } => {
-                let target = Token {
-                    kind: target,
-                    ..token
-                }
-                .pack();
+                let target = Token { kind: target, ..token }.pack();
                 let entry = opcode::AsyncCancel::new(target).build();
                 self.push(&entry.user_data(token.pack()));
             }
@@ -475,10 +460,8 @@ impl Drop for Ring {
     fn drop(&mut self) {
         // Closing a ring cancels what is in flight some time later; the memory lent to it goes
         // now. ENOENT: nothing was in flight.
-        let _nothing_in_flight = self
-            .uring
-            .submitter()
-            .register_sync_cancel(None, CancelBuilder::any());
+        let _nothing_in_flight =
+            self.uring.submitter().register_sync_cancel(None, CancelBuilder::any());
     }
 }
 
@@ -486,21 +469,18 @@ fn destination(token: Token, side: Side) -> Option<DestinationSlot> {
     DestinationSlot::try_from_slot_target(token.slot * 2 + side as u32).ok()
 }
 
-/// The local address of a client's socket, by a descriptor installed for the moment.
-fn local_address_of(descriptor: u32) -> Payload {
-    let Ok(descriptor) = i32::try_from(descriptor) else {
-        return Payload::None;
-    };
-    // SAFETY: the kernel has installed this descriptor for us just now; nobody else knows it.
-    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
-    super::socket::local_address(&socket).map_or(Payload::None, Payload::Peer)
+/// A descriptor that the kernel has installed for us; it is closed when dropped.
+fn installed(descriptor: u32) -> Option<OwnedFd> {
+    let descriptor = i32::try_from(descriptor).ok()?;
+    // SAFETY: it was installed just now for the operation that has completed; nobody else owns it.
+    Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 fn probe(ring: &IoUring) -> std::io::Result<Features> {
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     Ok(Features {
-        local_address: probe.is_supported(opcode::FixedFdInstall::CODE),
+        descriptor_install: probe.is_supported(opcode::FixedFdInstall::CODE),
         // No opcode tells (it is a command of IORING_OP_URING_CMD); FIXED_FD_INSTALL came one
         // release later.
         socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),

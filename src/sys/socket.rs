@@ -1,24 +1,147 @@
-//! TEMP
+//! Listening sockets. Each worker makes its own for the same address, and the kernel spreads the
+//! connections over them.
+
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-/// L
-pub fn listen(address: SocketAddr, backlog: u32) -> std::io::Result<OwnedFd> {
-    use nix::sys::socket::*;
-    let fam = if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, getsockname,
+    setsockopt, socket, sockopt,
+};
+
+/// A socket that listens on `address`, for this worker among others.
+///
+/// `SO_REUSEPORT` lets each worker have one; `SO_REUSEADDR` lets a restart bind while old
+/// connections are still in TIME-WAIT; `IPV6_V6ONLY` keeps `[::]` and `0.0.0.0` apart, so that
+/// both can be configured; `TCP_NODELAY` is inherited by every accepted socket (tcp(7)), which
+/// saves a call each.
+///
+/// # Units
+/// `backlog` in connections; the kernel cuts it to `net.core.somaxconn`.
+///
+/// # Errors
+/// Those of bind(2) and listen(2): `EADDRINUSE`, when somebody listens there without
+/// `SO_REUSEPORT` or as another user; `EACCES`, when the port is below
+/// `net.ipv4.ip_unprivileged_port_start` and `CAP_NET_BIND_SERVICE` is missing; `EADDRNOTAVAIL`,
+/// when no interface has the address.
+pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
     };
-    let fd = socket(fam, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&fd, sockopt::ReusePort, &true)?;
-    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-    setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
-    listen(&fd, Backlog::new(backlog.min(4096) as i32)?)?;
-    Ok(fd)
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let listener = socket(family, SockType::Stream, flags, SockProtocol::Tcp)?;
+    setsockopt(&listener, sockopt::ReusePort, &true)?;
+    setsockopt(&listener, sockopt::ReuseAddr, &true)?;
+    setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
+    if address.is_ipv6() {
+        setsockopt(&listener, sockopt::Ipv6V6Only, &true)?;
+    }
+    bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?;
+    // nix refuses more than the C library's SOMAXCONN, which is not the kernel's limit.
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    // SAFETY: listen(2) takes no pointer, and `listener` is an open descriptor that we own.
+    let result = unsafe { libc::listen(listener.as_raw_fd(), backlog) };
+    nix::errno::Errno::result(result)?;
+    Ok(listener)
 }
-/// A
-pub fn local_address(fd: &OwnedFd) -> Option<SocketAddr> {
-    let s = std::net::TcpStream::from(fd.try_clone().ok()?);
-    s.local_addr().ok()
+
+/// The address that the peer of a connected socket reached.
+pub(super) fn local_address(socket: &OwnedFd) -> Option<SocketAddr> {
+    let address: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    fn local(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn listener(address: SocketAddr) -> TcpListener {
+        TcpListener::from(listen(address, 128).unwrap())
+    }
+
+    #[test]
+    fn workers_share_an_address_and_both_get_connections() {
+        let first = listener(local("127.0.0.1:0"));
+        let address = first.local_addr().unwrap();
+        let second = listener(address);
+        let (mut at_first, mut at_second) = (0, 0);
+        for _ in 0..2000 {
+            let client = TcpStream::connect(address).unwrap();
+            // The connection is established, so one of the two has it already.
+            if first.accept().is_ok() {
+                at_first += 1;
+            } else {
+                second.accept().unwrap();
+                at_second += 1;
+            }
+            drop(client);
+            if at_first > 0 && at_second > 0 {
+                return;
+            }
+        }
+        panic!("all connections went to one socket: {at_first}, {at_second}");
+    }
+
+    #[test]
+    fn accepted_sockets_send_at_once() {
+        let listener = listener(local("127.0.0.1:0"));
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(getsockopt(&accepted, sockopt::TcpNoDelay).unwrap());
+        drop(client);
+    }
+
+    #[test]
+    fn neither_blocks_nor_survives_exec() {
+        let listener = listen(local("127.0.0.1:0"), 1).unwrap();
+        let status = OFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFL).unwrap());
+        assert!(status.contains(OFlag::O_NONBLOCK));
+        let flags = FdFlag::from_bits_retain(fcntl(&listener, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC));
+    }
+
+    #[test]
+    fn both_families_have_the_same_port() {
+        let v6 = match listen(local("[::]:0"), 16) {
+            Ok(v6) => TcpListener::from(v6),
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                eprintln!("skipped: this machine has no IPv6");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let port = v6.local_addr().unwrap().port();
+        let v4 = listener(SocketAddr::new(local("0.0.0.0:0").ip(), port));
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let (_, peer) = v4.accept().unwrap();
+        assert!(peer.is_ipv4());
+    }
+
+    #[test]
+    fn a_port_that_somebody_else_has_is_an_error() {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let error = listen(other.local_addr().unwrap(), 128).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn any_backlog_is_taken() {
+        for backlog in [0, 1, 4096, 65_535, 1 << 20, u32::MAX] {
+            listen(local("127.0.0.1:0"), backlog).unwrap();
+        }
+    }
 }

@@ -88,10 +88,8 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
         .binds
         .iter()
         .map(|bind| {
-            socket::listen(bind.address, bind.backlog).map_err(|source| StartError::Listen {
-                address: bind.address,
-                source,
-            })
+            socket::listen(bind.address, bind.backlog)
+                .map_err(|source| StartError::Listen { address: bind.address, source })
         })
         .collect::<Result<_, _>>()?;
     let (commands, wake) = start.mailbox.into_parts();
@@ -116,11 +114,8 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
 /// that came along except the standard streams and `keep`: limits count per worker, look-ups share
 /// no lock, and no copy of another thread's socket keeps it open.
 fn own_descriptor_table(keep: RawFd) -> Result<(), StartError> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).map_err(|error| {
-        StartError::Files {
-            source: error.into(),
-        }
-    })?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)
+        .map_err(|error| StartError::Files { source: error.into() })?;
     close_range(3, keep - 1)?;
     close_range(keep + 1, RawFd::MAX)
 }
@@ -135,7 +130,5 @@ fn close_range(first: RawFd, last: RawFd) -> Result<(), StartError> {
     if closed == 0 {
         return Ok(());
     }
-    Err(StartError::Files {
-        source: std::io::Error::last_os_error(),
-    })
+    Err(StartError::Files { source: std::io::Error::last_os_error() })
 }

@@ -51,10 +51,7 @@ impl<const N: usize> ByLabel<N> {
     ///
     /// # Panics
     /// When `label` is of another set than this array was made for.
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "sizes come from the label set itself"
-    )]
+    #[expect(clippy::indexing_slicing, reason = "sizes come from the label set itself")]
     pub fn of<L: Label>(&self, label: L) -> &Counter {
         debug_assert_eq!(N, L::ALL.len(), "counters of another label set");
         &self.0[label.index()]

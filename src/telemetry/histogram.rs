@@ -40,10 +40,7 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self {
-            buckets: std::array::from_fn(|_| Counter::default()),
-            sum_nanos: Counter::default(),
-        }
+        Self { buckets: std::array::from_fn(|_| Counter::default()), sum_nanos: Counter::default() }
     }
 }
 

@@ -1,6 +1,10 @@
-//! Counters, histograms, and the access-log record: a leaf that every layer may use.
+//! Counters, histograms, logs, and the access-log record: a leaf that every layer may use.
 
+pub mod access_log;
 pub mod counters;
+pub mod exposition;
 pub mod histogram;
 pub mod labels;
+pub mod log;
+pub mod names;
 pub mod record;

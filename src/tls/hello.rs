@@ -225,10 +225,7 @@ fn frame(bytes: &[u8]) -> Result<Option<Framed>, Fault> {
         message_bytes += record_len;
         rest = payload.get(record_len..).unwrap_or_default();
         if expected == Some(message_bytes) {
-            return Ok(Some(Framed {
-                message_bytes,
-                record_bytes: bytes.len() - rest.len(),
-            }));
+            return Ok(Some(Framed { message_bytes, record_bytes: bytes.len() - rest.len() }));
         }
     }
 }
@@ -364,11 +361,7 @@ fn read_server_name(mut body: Cursor<'_>, hello: &mut Hello<'_>) -> Result<(), F
             Ok(_) | Err(_) => return Err(Fault::ServerName),
         }
     }
-    if found {
-        Ok(())
-    } else {
-        Err(Fault::ServerName)
-    }
+    if found { Ok(()) } else { Err(Fault::ServerName) }
 }
 
 /// The list within the extension ALPN, checked to be one.
@@ -408,11 +401,7 @@ struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// At the first byte of a message of which [`frame`] has seen every record.
     fn new(records: &'a [u8], left: usize) -> Self {
-        Self {
-            record: &[],
-            behind: records,
-            left,
-        }
+        Self { record: &[], behind: records, left }
     }
 
     fn is_empty(&self) -> bool {
@@ -450,10 +439,7 @@ impl<'a> Cursor<'a> {
         if len > self.left {
             return None;
         }
-        let part = Self {
-            left: len,
-            ..self.clone()
-        };
+        let part = Self { left: len, ..self.clone() };
         let mut skip = len;
         while skip > 0 {
             match self.chunk(skip).len() {

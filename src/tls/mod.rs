@@ -2,5 +2,7 @@
 
 pub mod failure;
 pub mod hello;
+pub mod provider;
+pub mod resolver;
 pub mod session;
 pub mod terms;

@@ -43,11 +43,7 @@ impl Session {
     /// When rustls refuses the configuration.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, Failure> {
         let tls = UnbufferedServerConnection::new(config).map_err(|error| Failure::from(&error))?;
-        Ok(Self {
-            tls,
-            partial: Vec::new(),
-            client_closed: false,
-        })
+        Ok(Self { tls, partial: Vec::new(), client_closed: false })
     }
 
     /// Takes ciphertext in; plaintext and answers go to `sinks`.
@@ -142,9 +138,7 @@ impl Session {
             let (payload, rest) = plaintext.split_at(plaintext.len().min(RECORD_PAYLOAD_BYTES_MAX));
             // The second allowance is for a KeyUpdate that rustls may put before the record.
             let room = payload.len() + 3 * RECORD_OVERHEAD_BYTES_MAX;
-            self.write_traffic(records, pool, room, |traffic, out| {
-                traffic.encrypt(payload, out)
-            })?;
+            self.write_traffic(records, pool, room, |traffic, out| traffic.encrypt(payload, out))?;
             plaintext = rest;
         }
         Ok(())
@@ -158,9 +152,8 @@ impl Session {
     pub fn close(&mut self, records: &mut Queue, pool: &mut Pool) {
         let room = 3 * RECORD_OVERHEAD_BYTES_MAX;
         // A session that cannot send has ended with an alert or not begun: no close_notify is due.
-        let _not_due = self.write_traffic(records, pool, room, |traffic, out| {
-            traffic.queue_close_notify(out)
-        });
+        let _not_due =
+            self.write_traffic(records, pool, room, |traffic, out| traffic.queue_close_notify(out));
     }
 
     fn write_traffic(
@@ -219,11 +212,7 @@ impl Session {
 
     /// Negotiated cipher suite.
     pub fn suite(&self) -> Suite {
-        match self
-            .tls
-            .negotiated_cipher_suite()
-            .map(|suite| suite.suite())
-        {
+        match self.tls.negotiated_cipher_suite().map(|suite| suite.suite()) {
             Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => Suite::Tls13Aes128GcmSha256,
             Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => Suite::Tls13Aes256GcmSha384,
             Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => Suite::Tls13Chacha20Poly1305Sha256,
@@ -251,11 +240,7 @@ impl Session {
 
     /// Negotiated key exchange group.
     pub fn group(&self) -> Group {
-        match self
-            .tls
-            .negotiated_key_exchange_group()
-            .map(SupportedKxGroup::name)
-        {
+        match self.tls.negotiated_key_exchange_group().map(SupportedKxGroup::name) {
             Some(NamedGroup::X25519) => Group::X25519,
             Some(NamedGroup::secp256r1) => Group::Secp256r1,
             Some(NamedGroup::secp384r1) => Group::Secp384r1,
@@ -286,16 +271,14 @@ fn encode(sinks: &mut Sinks<'_>, mut encode: impl FnMut(&mut [u8]) -> Result<usi
     }
     let mut required = 0;
     let mut attempt = |room: usize, required: &mut usize| {
-        sinks
-            .records
-            .write(room, sinks.pool, |out| match encode(out) {
-                Ok(written) => written,
-                Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-                    *required = required_size;
-                    0
-                }
-                Err(EncodeError::AlreadyEncoded) => 0,
-            })
+        sinks.records.write(room, sinks.pool, |out| match encode(out) {
+            Ok(written) => written,
+            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
+                *required = required_size;
+                0
+            }
+            Err(EncodeError::AlreadyEncoded) => 0,
+        })
     };
     if attempt(1, &mut required) == 0 && required > 0 {
         attempt(required, &mut required);

@@ -34,12 +34,7 @@ pub(super) struct Accepting {
 
 impl Accepting {
     pub(super) fn new(connections: u32, binds: usize) -> Self {
-        Self {
-            connections,
-            armed: vec![0; binds],
-            full: false,
-            paused_until: None,
-        }
+        Self { connections, armed: vec![0; binds], full: false, paused_until: None }
     }
 
     pub(super) fn resumes_at(&self) -> Option<Time> {
@@ -59,11 +54,7 @@ impl<I: Io> Worker<I> {
         if self.drain_until.is_some() {
             return;
         }
-        if self
-            .accepting
-            .paused_until
-            .is_some_and(|until| self.now < until)
-        {
+        if self.accepting.paused_until.is_some_and(|until| self.now < until) {
             return;
         }
         self.accepting.paused_until = None;
@@ -78,9 +69,7 @@ impl<I: Io> Worker<I> {
         }
         if self.accepting.full || self.counters.accept_paused.get() > 0 {
             self.accepting.full = false;
-            self.counters
-                .accept_paused
-                .sub(self.counters.accept_paused.get());
+            self.counters.accept_paused.sub(self.counters.accept_paused.get());
         }
         for listener in 0..self.accepting.armed.len() {
             self.arm(listener);
@@ -101,8 +90,7 @@ impl<I: Io> Worker<I> {
             };
             *armed += 1;
             let token = Token::new(slot, generation, Kind::Accept);
-            self.io
-                .submit(token, Operation::Accept { listener: number });
+            self.io.submit(token, Operation::Accept { listener: number });
         }
     }
 
@@ -111,12 +99,7 @@ impl<I: Io> Worker<I> {
         for (slot, generation, entry) in self.table.iter() {
             if matches!(entry, Entry::Accepting(_)) {
                 let token = Token::new(slot, generation, Kind::CancelAccept);
-                self.io.submit(
-                    token,
-                    Operation::Cancel {
-                        target: Kind::Accept,
-                    },
-                );
+                self.io.submit(token, Operation::Cancel { target: Kind::Accept });
             }
         }
     }

@@ -56,12 +56,7 @@ impl<I: Io> Worker<I> {
 
     /// One of a connection's operations has ended.
     fn on_operation(&mut self, completion: Completion) {
-        let Completion {
-            token,
-            result,
-            payload,
-            ..
-        } = completion;
+        let Completion { token, result, payload, .. } = completion;
         let Some(connection) = self.table.connection(token.slot, token.generation) else {
             self.counters.stale_completions.add(1);
             match payload {

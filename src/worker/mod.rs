@@ -58,9 +58,7 @@ pub struct Setup {
 
 /// Slots that a worker's table has: one per connection, and one per accept that may be armed.
 pub fn slots(connections: u32, binds: usize) -> u32 {
-    let accepts = u32::try_from(binds)
-        .unwrap_or(u32::MAX)
-        .saturating_mul(ACCEPTS_ARMED);
+    let accepts = u32::try_from(binds).unwrap_or(u32::MAX).saturating_mul(ACCEPTS_ARMED);
     connections.saturating_add(accepts)
 }
 
@@ -93,6 +91,10 @@ pub struct Worker<I: Io> {
     // Kept between turns so that a turn allocates nothing.
     completions: Vec<Completion>,
     operations: Vec<(Kind, Operation)>,
+    /// Receives wanted this turn. They are submitted behind everything else: while the sends of a
+    /// turn are worked off, answers to them arrive, and a receive that finds its bytes waiting
+    /// costs neither a poll nor a wake-up.
+    receives: Vec<(Token, Operation)>,
     expired: Vec<(u32, u32)>,
 }
 
@@ -118,6 +120,7 @@ impl<I: Io> Worker<I> {
             drain_until: None,
             completions: Vec::new(),
             operations: Vec::new(),
+            receives: Vec::new(),
             expired: Vec::new(),
         }
     }
@@ -138,6 +141,9 @@ impl<I: Io> Worker<I> {
         self.completions = completions;
         self.fire_timers();
         self.finish_drain();
+        for (token, receive) in self.receives.drain(..) {
+            self.io.submit(token, receive);
+        }
 
         let busy = self.io.now().since(self.now);
         let busy = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
@@ -145,11 +151,7 @@ impl<I: Io> Worker<I> {
         self.counters.longest_turn_nanos.raise_to(busy);
 
         let idle = self.table.open() == 0 && self.table.accepting() == 0;
-        if self.drain_until.is_some() && idle {
-            Progress::Ended
-        } else {
-            Progress::Running
-        }
+        if self.drain_until.is_some() && idle { Progress::Ended } else { Progress::Running }
     }
 
     /// What runs the operations.
@@ -166,10 +168,7 @@ impl<I: Io> Worker<I> {
         for (_, _, entry) in self.table.iter() {
             if let Entry::Open(connection) = entry {
                 connection.check_invariants();
-                assert!(
-                    connection.done().is_none(),
-                    "a done connection keeps its slot"
-                );
+                assert!(connection.done().is_none(), "a done connection keeps its slot");
                 open += 1;
             }
         }
@@ -185,14 +184,10 @@ impl<I: Io> Worker<I> {
     }
 
     fn wakes_at(&self) -> Option<Time> {
-        [
-            self.timers.next(),
-            self.accepting.resumes_at(),
-            self.drain_until,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [self.timers.next(), self.accepting.resumes_at(), self.drain_until]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn fire_timers(&mut self) {
@@ -250,16 +245,16 @@ impl<I: Io> Worker<I> {
 
     fn submit_operations(&mut self, slot: u32, generation: u32) {
         for (kind, operation) in self.operations.drain(..) {
-            self.io
-                .submit(Token::new(slot, generation, kind), operation);
+            let token = Token::new(slot, generation, kind);
+            if let Operation::Recv { .. } = operation {
+                self.receives.push((token, operation));
+            } else {
+                self.io.submit(token, operation);
+            }
         }
     }
 }
 
 fn cursors(snapshot: &Snapshot, worker: u16) -> Vec<RoundRobin> {
-    snapshot
-        .backends
-        .iter()
-        .map(|_| RoundRobin::starting_at(worker))
-        .collect()
+    snapshot.backends.iter().map(|_| RoundRobin::starting_at(worker)).collect()
 }

@@ -31,11 +31,7 @@ pub struct Local {
 impl Local {
     /// A handle for the calling worker.
     pub fn new(shared: Arc<Snapshot>) -> Self {
-        let terms = shared
-            .listeners
-            .iter()
-            .map(|listener| listener.terms.own_copy())
-            .collect();
+        let terms = shared.listeners.iter().map(|listener| listener.terms.own_copy()).collect();
         Self { shared, terms }
     }
 

@@ -61,10 +61,7 @@ impl Table {
             Some(slot) => slot,
             None if self.slots.len() < self.capacity as usize => {
                 let slot = u32::try_from(self.slots.len()).ok()?;
-                self.slots.push(Slot {
-                    generation: 0,
-                    entry: Entry::Free,
-                });
+                self.slots.push(Slot { generation: 0, entry: Entry::Free });
                 slot
             }
             None => return None,
@@ -100,10 +97,7 @@ impl Table {
         let Some(entry) = self.slots.get_mut(slot as usize) else {
             return;
         };
-        assert!(
-            matches!(entry.entry, Entry::Accepting(_)),
-            "a client without an accept"
-        );
+        assert!(matches!(entry.entry, Entry::Accepting(_)), "a client without an accept");
         entry.entry = Entry::Open(connection);
         self.accepting -= 1;
         self.open += 1;

@@ -66,10 +66,7 @@ impl Timers {
     pub fn with_capacity(entries: usize) -> Self {
         Self {
             tick: 0,
-            levels: std::array::from_fn(|_| Level {
-                occupied: 0,
-                heads: [NONE; SLOTS],
-            }),
+            levels: std::array::from_fn(|_| Level { occupied: 0, heads: [NONE; SLOTS] }),
             nodes: Vec::with_capacity(entries),
             free: NONE,
             len: 0,
@@ -94,12 +91,7 @@ impl Timers {
     /// further away than the top level's revolution (17 years) comes early.
     pub fn insert(&mut self, slot: u32, generation: u32, at: Time) {
         let due = at.0.div_ceil(TICK_NANOS).max(self.tick);
-        let node = Node {
-            due: due.min(self.tick | REVOLUTION),
-            slot,
-            generation,
-            next: NONE,
-        };
+        let node = Node { due: due.min(self.tick | REVOLUTION), slot, generation, next: NONE };
         let index = if let Some(unused) = self.node(self.free) {
             std::mem::replace(&mut self.free, unused.next)
         } else {
@@ -118,7 +110,8 @@ impl Timers {
     ///
     /// # Limits
     /// Touches [`TOUCHED_PER_CALL_MAX`] entries at most, however far the clock has jumped; then
-    /// [`Timers::next`] is not after `now`, and another call goes on.
+    /// [`Timers::next`] is not after `now`, and another call goes on. Meanwhile entries come later
+    /// than [`TICK`] promises: by as many calls as there are thousands of entries to move.
     pub fn expire(&mut self, now: Time, out: &mut Vec<(u32, u32)>) {
         let target = (now.0 / TICK_NANOS).max(self.tick);
         let mut touches = TOUCHED_PER_CALL_MAX;
@@ -133,13 +126,7 @@ impl Timers {
                 touches -= 1;
                 debug_assert!(node.due <= target, "handed out early");
                 out.push((node.slot, node.generation));
-                self.set(
-                    index,
-                    Node {
-                        next: self.free,
-                        ..node
-                    },
-                );
+                self.set(index, Node { next: self.free, ..node });
                 self.free = index;
                 self.len -= 1;
             }
@@ -159,34 +146,26 @@ impl Timers {
             return None;
         }
         let here = (0..LEVELS).any(|level| self.is_occupied_here(level));
-        let tick = if here {
-            self.tick
-        } else {
-            self.tick_of_next_slot()?
-        };
+        let tick = if here { self.tick } else { self.tick_of_next_slot()? };
         Some(Time(tick.saturating_mul(TICK_NANOS)))
     }
 
     /// First tick of the next slot with entries, not counting the slots the wheel stands in.
     fn tick_of_next_slot(&self) -> Option<u64> {
         // What lies in a level is due before anything in a level above it.
-        (0_u32..)
-            .zip(&self.levels)
-            .find_map(|(level, Level { occupied, .. })| {
-                let shift = level * SLOT_BITS;
-                let here = self.tick >> shift;
-                let position = u32::try_from(here % SLOTS as u64).ok()?;
-                let ahead = occupied.checked_shr(position + 1).unwrap_or(0);
-                let distance = u64::from(ahead.trailing_zeros()) + 1;
-                (ahead != 0).then(|| (here + distance) << shift)
-            })
+        (0_u32..).zip(&self.levels).find_map(|(level, Level { occupied, .. })| {
+            let shift = level * SLOT_BITS;
+            let here = self.tick >> shift;
+            let position = u32::try_from(here % SLOTS as u64).ok()?;
+            let ahead = occupied.checked_shr(position + 1).unwrap_or(0);
+            let distance = u64::from(ahead.trailing_zeros()) + 1;
+            (ahead != 0).then(|| (here + distance) << shift)
+        })
     }
 
     fn is_occupied_here(&self, level: usize) -> bool {
         let position = slot_of(self.tick, level);
-        self.levels
-            .get(level)
-            .is_some_and(|level| level.occupied >> position & 1 == 1)
+        self.levels.get(level).is_some_and(|level| level.occupied >> position & 1 == 1)
     }
 
     /// Puts a node into the slot that its distance asks for.
@@ -242,176 +221,4 @@ fn slot_of(tick: u64, level: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const HOUR: u64 = 3_600_000_000_000;
-
-    fn all(timers: &mut Timers, now: Time) -> Vec<(u32, u32)> {
-        let mut out = Vec::new();
-        while timers.next().is_some_and(|next| next <= now) {
-            timers.expire(now, &mut out);
-        }
-        out
-    }
-
-    #[test]
-    fn entry_comes_after_its_time_and_within_one_tick() {
-        let mut timers = Timers::with_capacity(1);
-        let mut out = Vec::new();
-        timers.insert(7, 3, Time(9_000_000));
-        timers.expire(Time(9_000_000), &mut out);
-        assert_eq!(out, []);
-        let next = timers.next().unwrap();
-        assert_eq!(next, Time(16_000_000));
-        timers.expire(next, &mut out);
-        assert_eq!(out, [(7, 3)]);
-        assert!(timers.is_empty());
-        assert_eq!(timers.next(), None);
-    }
-
-    #[test]
-    fn time_in_the_past_means_the_next_call() {
-        let mut timers = Timers::with_capacity(1);
-        let mut out = Vec::new();
-        timers.expire(Time(HOUR), &mut out);
-        timers.insert(1, 1, Time(5));
-        assert!(timers.next().unwrap() <= Time(HOUR));
-        timers.expire(Time(HOUR), &mut out);
-        assert_eq!(out, [(1, 1)]);
-    }
-
-    #[test]
-    fn one_call_does_bounded_work_and_the_next_goes_on() {
-        let mut timers = Timers::with_capacity(0);
-        let entries = u32::try_from(3 * TOUCHED_PER_CALL_MAX).unwrap();
-        for slot in 0..entries {
-            timers.insert(slot, 0, Time(HOUR));
-        }
-        let mut out = Vec::new();
-        let mut calls = 0;
-        while !timers.is_empty() {
-            assert!(timers.next().unwrap() <= Time(2 * HOUR));
-            let before = out.len();
-            timers.expire(Time(2 * HOUR), &mut out);
-            assert!(out.len() - before <= TOUCHED_PER_CALL_MAX);
-            calls += 1;
-            assert!(calls <= 3 * LEVELS + 1, "no progress");
-        }
-        out.sort_unstable();
-        assert_eq!(out, (0..entries).map(|slot| (slot, 0)).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn memory_is_reused() {
-        let mut timers = Timers::with_capacity(100);
-        let capacity = timers.nodes.capacity();
-        let mut out = Vec::new();
-        for round in 0..1000_u64 {
-            let now = Time(round * HOUR);
-            for slot in 0..100 {
-                timers.insert(slot, 0, now + Duration::from_millis(u64::from(slot) * 1000));
-            }
-            out.clear();
-            timers.expire(Time(now.0 + HOUR / 2), &mut out);
-            assert_eq!(out.len(), 100);
-        }
-        assert_eq!(timers.nodes.capacity(), capacity);
-        assert_eq!(timers.nodes.len(), 100);
-    }
-
-    #[test]
-    fn far_beyond_the_wheel_comes_early_rather_than_late() {
-        let mut timers = Timers::with_capacity(1);
-        timers.insert(1, 1, Time(u64::MAX));
-        let next = timers.next().unwrap();
-        assert!(next > Time(10 * 365 * 24 * HOUR));
-        assert_eq!(all(&mut timers, Time(u64::MAX)), [(1, 1)]);
-        timers.insert(2, 2, Time(u64::MAX));
-        assert!(timers.next().is_some());
-    }
-
-    #[test]
-    fn sleeping_until_next_wakes_rarely_and_in_time() {
-        let mut timers = Timers::with_capacity(1);
-        for at in [1, 600_000_000, 40_000_000_000, 3 * HOUR, 300 * HOUR] {
-            let start = Time(timers.tick * TICK_NANOS);
-            let at = Time(start.0 + at);
-            timers.insert(1, 1, at);
-            let mut out = Vec::new();
-            let mut wakes = 0;
-            let mut now = start;
-            while out.is_empty() {
-                now = timers.next().unwrap();
-                timers.expire(now, &mut out);
-                wakes += 1;
-            }
-            assert!(wakes <= LEVELS, "{wakes} wake-ups for one deadline");
-            assert!(now >= at);
-            assert!(now.since(at) < TICK);
-        }
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Insert { after: u64 },
-        InsertPast { before: u64 },
-        Advance { by: u64 },
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let span = || {
-            prop_oneof![
-                0..2 * TICK_NANOS,
-                0..600_000_000_u64,
-                0..60_000_000_000_u64,
-                0..500 * HOUR,
-            ]
-        };
-        prop_oneof![
-            3 => span().prop_map(|after| Step::Insert { after }),
-            1 => span().prop_map(|before| Step::InsertPast { before }),
-            2 => span().prop_map(|by| Step::Advance { by }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn agrees_with_a_sorted_map(steps in proptest::collection::vec(step(), 1..200)) {
-            let mut timers = Timers::with_capacity(0);
-            let mut model: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
-            let mut now = Time(0);
-            let mut out = Vec::new();
-            for (slot, step) in (0_u32..).zip(steps) {
-                let at = match step {
-                    Step::Insert { after } => Time(now.0 + after),
-                    Step::InsertPast { before } => Time(now.0.saturating_sub(before)),
-                    Step::Advance { by } => {
-                        now = Time(now.0 + by);
-                        out.clear();
-                        timers.expire(now, &mut out);
-                        let later = model.split_off(&(now.0 / TICK_NANOS + 1));
-                        let mut due: Vec<_> = std::mem::replace(&mut model, later)
-                            .into_values()
-                            .flatten()
-                            .collect();
-                        due.sort_unstable();
-                        out.sort_unstable();
-                        prop_assert_eq!(&out, &due);
-                        continue;
-                    }
-                };
-                timers.insert(slot, !slot, at);
-                model.entry(at.0.div_ceil(TICK_NANOS)).or_default().push((slot, !slot));
-                let first = Time(model.keys().next().unwrap() * TICK_NANOS);
-                let next = timers.next().unwrap();
-                prop_assert!(next <= first.max(now));
-                prop_assert_eq!(timers.len(), model.values().map(Vec::len).sum::<usize>());
-            }
-        }
-    }
-}
+mod tests;

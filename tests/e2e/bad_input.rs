@@ -228,10 +228,8 @@ fn clients_that_vanish_before_their_hello_is_whole_are_counted() {
         }
     }
     eventually("4 or 5 resets", || {
-        let resets = scene
-            .server
-            .metrics()
-            .get("portcullis_handshakes_total{outcome=\"client_reset\"}");
+        let resets =
+            scene.server.metrics().get("portcullis_handshakes_total{outcome=\"client_reset\"}");
         matches!(resets, 4.0 | 5.0).then_some(())
     });
     scene.end();
@@ -304,17 +302,11 @@ fn a_forged_record_after_the_handshake_is_a_violation() {
 #[test]
 fn a_client_that_vanishes_while_its_server_is_connected_leaves_nothing_behind() {
     let silent = Silent::new();
-    let server = Setup::new(silent.address)
-        .tables("[timeouts]\nconnect = \"2s\"")
-        .start();
+    let server = Setup::new(silent.address).tables("[timeouts]\nconnect = \"2s\"").start();
     for reset in [false, true] {
         let tls = client::connect(server.address);
         eventually("a connection that waits for its server", || {
-            (server
-                .metrics()
-                .get("portcullis_connections{state=\"connect\"}")
-                == 1.0)
-                .then_some(())
+            (server.metrics().get("portcullis_connections{state=\"connect\"}") == 1.0).then_some(())
         });
         if reset {
             client::reset_at_close(&tls.sock);
@@ -376,9 +368,8 @@ fn two_thousand_slowloris_clients_cost_a_slot_each_and_nothing_else() {
     let scene = Scene::of(Setup::new(Backend::echo()).tables("[timeouts]\nhandshake = \"5s\""));
     let Scene { server, mut steady } = scene;
     let hello = client_hello();
-    let mut clients: Vec<TcpStream> = (0..CLIENTS)
-        .map(|_| client::tcp(server.address).unwrap())
-        .collect();
+    let mut clients: Vec<TcpStream> =
+        (0..CLIENTS).map(|_| client::tcp(server.address).unwrap()).collect();
     let mut slowest = Duration::ZERO;
     for byte in hello.iter().take(20) {
         for stream in &mut clients {
@@ -392,10 +383,7 @@ fn two_thousand_slowloris_clients_cost_a_slot_each_and_nothing_else() {
         slowest = slowest.max(before.elapsed());
         client::finish(fresh);
     }
-    assert!(
-        slowest < Duration::from_secs(3),
-        "others waited {slowest:?}"
-    );
+    assert!(slowest < Duration::from_secs(3), "others waited {slowest:?}");
     server.wait_handshakes("timeout", CLIENTS);
     server.wait_handshakes("ok", 21);
     client::echo(&mut steady, b"unharmed");

@@ -79,9 +79,7 @@ fn an_echo_of_every_size_is_the_same() {
     let mut tls = client::connect(server.address);
     let mut bytes = Vec::new();
     pattern::write(&mut bytes, 70_000).unwrap();
-    for length in [
-        1, 2, 1369, 4096, 16_383, 16_384, 16_385, 32_768, 65_536, 70_000,
-    ] {
+    for length in [1, 2, 1369, 4096, 16_383, 16_384, 16_385, 32_768, 65_536, 70_000] {
         client::echo(&mut tls, &bytes[..length]);
     }
     client::finish(tls);
@@ -144,10 +142,7 @@ impl<W: Write> Write for Counted<'_, W> {
 
 #[track_caller]
 fn assert_bounded(server: &Server, before: u64, moved: u64) {
-    assert!(
-        moved < SLOW * SLOW_BYTES,
-        "the sockets took it all: the reader was not slow enough"
-    );
+    assert!(moved < SLOW * SLOW_BYTES, "the sockets took it all: the reader was not slow enough");
     let now = server.process.resident_bytes();
     assert!(
         now <= before + BOUND,
@@ -176,11 +171,7 @@ fn a_client_that_reads_slowly_costs_bounded_memory_and_gets_every_byte() {
         client::finish(tls);
     }
     let now = server.process.resident_bytes();
-    assert!(
-        now <= before + BOUND,
-        "{} KiB at the end",
-        (now - before) / 1024
-    );
+    assert!(now <= before + BOUND, "{} KiB at the end", (now - before) / 1024);
 }
 
 #[test]

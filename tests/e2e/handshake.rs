@@ -30,12 +30,7 @@ fn s_client(openssl: &Path, server: &Server, args: &[&str]) -> String {
     let authority = authority_file(server.dir());
     let mut command = Command::new(openssl);
     command
-        .args([
-            "s_client",
-            "-connect",
-            &server.address.to_string(),
-            "-CAfile",
-        ])
+        .args(["s_client", "-connect", &server.address.to_string(), "-CAfile"])
         .arg(authority)
         .args(["-verify_return_error", "-ign_eof"])
         .args(args);
@@ -56,72 +51,37 @@ fn openssl_negotiates_each_version_and_suite_and_the_metrics_name_it() {
     let Some(openssl) = peer("openssl") else {
         return;
     };
-    let server = Setup::new(greeter())
-        .certificate(Kind::Rsa, &[NAME])
-        .start();
-    let tls13 = [
-        "TLS_AES_128_GCM_SHA256",
-        "TLS_AES_256_GCM_SHA384",
-        "TLS_CHACHA20_POLY1305_SHA256",
-    ];
+    let server = Setup::new(greeter()).certificate(Kind::Rsa, &[NAME]).start();
+    let tls13 =
+        ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
     for suite in tls13 {
         let output = s_client(&openssl, &server, &["-tls1_3", "-ciphersuites", suite]);
         assert_greeted(&output);
-        assert!(
-            output.contains(&format!("TLSv1.3, Cipher is {suite}")),
-            "{output}"
-        );
+        assert!(output.contains(&format!("TLSv1.3, Cipher is {suite}")), "{output}");
         server.wait_metric(
             &format!("portcullis_handshakes_by_suite_total{{suite=\"{suite}\"}}"),
             1.0,
         );
     }
     let tls12 = [
-        (
-            "ECDHE-ECDSA-AES128-GCM-SHA256",
-            "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
-        ),
-        (
-            "ECDHE-ECDSA-AES256-GCM-SHA384",
-            "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
-        ),
-        (
-            "ECDHE-ECDSA-CHACHA20-POLY1305",
-            "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
-        ),
-        (
-            "ECDHE-RSA-AES128-GCM-SHA256",
-            "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
-        ),
-        (
-            "ECDHE-RSA-AES256-GCM-SHA384",
-            "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
-        ),
-        (
-            "ECDHE-RSA-CHACHA20-POLY1305",
-            "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-        ),
+        ("ECDHE-ECDSA-AES128-GCM-SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"),
+        ("ECDHE-ECDSA-AES256-GCM-SHA384", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"),
+        ("ECDHE-ECDSA-CHACHA20-POLY1305", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"),
+        ("ECDHE-RSA-AES128-GCM-SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
+        ("ECDHE-RSA-AES256-GCM-SHA384", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"),
+        ("ECDHE-RSA-CHACHA20-POLY1305", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"),
     ];
     for (openssl_name, suite) in tls12 {
         let output = s_client(&openssl, &server, &["-tls1_2", "-cipher", openssl_name]);
         assert_greeted(&output);
-        assert!(
-            output.contains(&format!("TLSv1.2, Cipher is {openssl_name}")),
-            "{output}"
-        );
+        assert!(output.contains(&format!("TLSv1.2, Cipher is {openssl_name}")), "{output}");
         server.wait_metric(
             &format!("portcullis_handshakes_by_suite_total{{suite=\"{suite}\"}}"),
             1.0,
         );
     }
-    server.wait_metric(
-        "portcullis_handshakes_by_version_total{version=\"TLSv1.3\"}",
-        3.0,
-    );
-    server.wait_metric(
-        "portcullis_handshakes_by_version_total{version=\"TLSv1.2\"}",
-        6.0,
-    );
+    server.wait_metric("portcullis_handshakes_by_version_total{version=\"TLSv1.3\"}", 3.0);
+    server.wait_metric("portcullis_handshakes_by_version_total{version=\"TLSv1.2\"}", 6.0);
     server.wait_handshakes("ok", 9);
 }
 
@@ -132,11 +92,9 @@ fn openssl_negotiates_each_group_in_both_versions() {
     };
     let server = Server::before(greeter());
     for version in ["-tls1_3", "-tls1_2"] {
-        for (group, shown) in [
-            ("X25519", "X25519"),
-            ("P-256", "ECDH, prime256v1"),
-            ("P-384", "ECDH, secp384r1"),
-        ] {
+        for (group, shown) in
+            [("X25519", "X25519"), ("P-256", "ECDH, prime256v1"), ("P-384", "ECDH, secp384r1")]
+        {
             // OpenSSL reads the certificate's curve from the same list in TLS 1.2, so P-256 is
             // offered too, last.
             let groups = if group == "P-256" || version == "-tls1_3" {
@@ -147,18 +105,14 @@ fn openssl_negotiates_each_group_in_both_versions() {
             let output = s_client(&openssl, &server, &[version, "-groups", &groups]);
             assert_greeted(&output);
             if version == "-tls1_3" {
-                assert!(
-                    output.contains(&format!("Server Temp Key: {shown}")),
-                    "{output}"
-                );
+                assert!(output.contains(&format!("Server Temp Key: {shown}")), "{output}");
             }
         }
     }
     let metrics = server.metrics();
     for group in ["X25519", "P-256", "P-384"] {
-        let count = metrics.get(&format!(
-            "portcullis_handshakes_by_group_total{{group=\"{group}\"}}"
-        ));
+        let count =
+            metrics.get(&format!("portcullis_handshakes_by_group_total{{group=\"{group}\"}}"));
         assert!(count >= 1.0, "{group}: {count}");
     }
 }
@@ -176,18 +130,13 @@ fn the_hybrid_group_is_negotiated_and_counted() {
         rustls::NamedGroup::X25519MLKEM768
     );
     client::finish(tls);
-    server.wait_metric(
-        "portcullis_handshakes_by_group_total{group=\"X25519MLKEM768\"}",
-        1.0,
-    );
+    server.wait_metric("portcullis_handshakes_by_group_total{group=\"X25519MLKEM768\"}", 1.0);
 }
 
 #[test]
 fn a_group_that_needs_a_retry_request_is_negotiated() {
     // The client's key share is X25519, the server wants P-384: HelloRetryRequest.
-    let server = Setup::new(Backend::echo())
-        .tables("[tls]\ngroups = [\"P-384\"]")
-        .start();
+    let server = Setup::new(Backend::echo()).tables("[tls]\ngroups = [\"P-384\"]").start();
     let mut provider = client::provider();
     provider.kx_groups = vec![kx_group::X25519, kx_group::SECP384R1];
     let config = Arc::new(client::config_with(provider, &[&rustls::version::TLS13]));
@@ -202,9 +151,7 @@ fn a_client_gets_the_certificate_it_can_verify_and_ecdsa_first() {
     let Some(openssl) = peer("openssl") else {
         return;
     };
-    let server = Setup::new(greeter())
-        .certificate(Kind::Rsa, &[NAME])
-        .start();
+    let server = Setup::new(greeter()).certificate(Kind::Rsa, &[NAME]).start();
     for (algorithms, shown) in [
         ("ECDSA+SHA256:RSA-PSS+SHA256", "Peer signature type: ECDSA"),
         ("RSA-PSS+SHA256:ECDSA+SHA256", "Peer signature type: ECDSA"),
@@ -214,10 +161,7 @@ fn a_client_gets_the_certificate_it_can_verify_and_ecdsa_first() {
         // `-verify_return_error` would also check the authority's ECDSA signature against the
         // list; s_client verifies by its own trust store, not by the list, so it stays in force.
         let output = s_client(&openssl, &server, &["-tls1_3", "-sigalgs", algorithms]);
-        assert!(
-            output.contains("hello from behind"),
-            "{algorithms}: {output}"
-        );
+        assert!(output.contains("hello from behind"), "{algorithms}: {output}");
         assert!(output.contains(shown), "{algorithms}: {output}");
     }
 }
@@ -228,11 +172,7 @@ fn no_certificate_for_the_clients_signature_algorithms_is_refused_and_counted() 
         return;
     };
     let server = Server::before(greeter());
-    let output = s_client(
-        &openssl,
-        &server,
-        &["-tls1_3", "-sigalgs", "RSA-PSS+SHA256"],
-    );
+    let output = s_client(&openssl, &server, &["-tls1_3", "-sigalgs", "RSA-PSS+SHA256"]);
     assert!(output.contains("SSL alert number 40"), "{output}");
     server.wait_handshakes("no_shared_certificate", 1);
 }
@@ -282,10 +222,7 @@ fn configured_names_replace_those_of_the_certificate() {
     let mut setup = Setup::new(greeter()).certificate(Kind::Ecdsa, &["inside.test"]);
     setup.certificates[1].1 = vec!["configured.test".to_owned()];
     let server = setup.start();
-    assert_eq!(
-        subject(&openssl, &server, Some("configured.test")),
-        "inside.test"
-    );
+    assert_eq!(subject(&openssl, &server, Some("configured.test")), "inside.test");
     assert_eq!(subject(&openssl, &server, Some("inside.test")), NAME);
 }
 
@@ -294,18 +231,13 @@ fn an_unknown_name_is_refused_with_its_alert_where_so_configured() {
     let Some(openssl) = peer("openssl") else {
         return;
     };
-    let server = Setup::new(greeter())
-        .listener("unknown_name = \"refuse\"")
-        .start();
+    let server = Setup::new(greeter()).listener("unknown_name = \"refuse\"").start();
     assert_greeted(&s_client(&openssl, &server, &[]));
     for version in ["-tls1_3", "-tls1_2"] {
         for name in [&["-servername", "unknown.test"][..], &["-noservername"]] {
             let args: Vec<&str> = [version].iter().chain(name).copied().collect();
             let output = s_client(&openssl, &server, &args);
-            assert!(
-                output.contains("SSL alert number 112"),
-                "{args:?}: {output}"
-            );
+            assert!(output.contains("SSL alert number 112"), "{args:?}: {output}");
         }
     }
     server.wait_handshakes("unrecognized_name", 4);
@@ -317,9 +249,7 @@ fn alpn_follows_the_servers_order_and_is_left_out_without_being_asked() {
     let Some(openssl) = peer("openssl") else {
         return;
     };
-    let server = Setup::new(greeter())
-        .listener("alpn = [\"h2\", \"http/1.1\"]")
-        .start();
+    let server = Setup::new(greeter()).listener("alpn = [\"h2\", \"http/1.1\"]").start();
     for (asked, shown) in [
         ("http/1.1,h2", "ALPN protocol: h2"),
         ("h2", "ALPN protocol: h2"),
@@ -339,15 +269,10 @@ fn alpn_without_overlap_gets_its_alert() {
     let Some(openssl) = peer("openssl") else {
         return;
     };
-    let server = Setup::new(greeter())
-        .listener("alpn = [\"h2\", \"http/1.1\"]")
-        .start();
+    let server = Setup::new(greeter()).listener("alpn = [\"h2\", \"http/1.1\"]").start();
     for version in ["-tls1_3", "-tls1_2"] {
         let output = s_client(&openssl, &server, &[version, "-alpn", "spdy/1"]);
-        assert!(
-            output.contains("SSL alert number 120"),
-            "{version}: {output}"
-        );
+        assert!(output.contains("SSL alert number 120"), "{version}: {output}");
     }
     server.wait_handshakes("no_application_protocol", 2);
 }
@@ -363,9 +288,7 @@ fn a_version_that_is_not_offered_gets_protocol_version() {
     assert!(output.contains("SSL alert number 70"), "{output}");
     server.wait_handshakes("no_shared_version", 1);
 
-    let server = Setup::new(greeter())
-        .tables("[tls]\nversions = [\"1.3\"]")
-        .start();
+    let server = Setup::new(greeter()).tables("[tls]\nversions = [\"1.3\"]").start();
     assert_greeted(&s_client(&openssl, &server, &["-tls1_3"]));
     let output = s_client(&openssl, &server, &["-tls1_2"]);
     assert!(output.contains("SSL alert number 70"), "{output}");
@@ -377,22 +300,13 @@ fn no_shared_suite_and_no_shared_group_are_told_apart() {
     let Some(openssl) = peer("openssl") else {
         return;
     };
-    let server = Setup::new(greeter())
-        .tables("[tls]\ngroups = [\"X25519\"]")
-        .start();
-    let output = s_client(
-        &openssl,
-        &server,
-        &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"],
-    );
+    let server = Setup::new(greeter()).tables("[tls]\ngroups = [\"X25519\"]").start();
+    let output = s_client(&openssl, &server, &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"]);
     assert!(output.contains("SSL alert number 40"), "{output}");
     server.wait_handshakes("no_shared_cipher", 1);
     for version in ["-tls1_2", "-tls1_3"] {
         let output = s_client(&openssl, &server, &[version, "-groups", "P-384"]);
-        assert!(
-            output.contains("SSL alert number 40"),
-            "{version}: {output}"
-        );
+        assert!(output.contains("SSL alert number 40"), "{version}: {output}");
     }
     server.wait_handshakes("no_shared_group", 2);
 }
@@ -409,20 +323,11 @@ fn the_configured_suites_are_the_only_ones() {
         )
         .start();
     let output = s_client(&openssl, &server, &["-tls1_3"]);
-    assert!(
-        output.contains("Cipher is TLS_AES_256_GCM_SHA384"),
-        "{output}"
-    );
+    assert!(output.contains("Cipher is TLS_AES_256_GCM_SHA384"), "{output}");
     let output = s_client(&openssl, &server, &["-tls1_2"]);
-    assert!(
-        output.contains("Cipher is ECDHE-ECDSA-AES256-GCM-SHA384"),
-        "{output}"
-    );
-    let output = s_client(
-        &openssl,
-        &server,
-        &["-tls1_3", "-ciphersuites", "TLS_AES_128_GCM_SHA256"],
-    );
+    assert!(output.contains("Cipher is ECDHE-ECDSA-AES256-GCM-SHA384"), "{output}");
+    let output =
+        s_client(&openssl, &server, &["-tls1_3", "-ciphersuites", "TLS_AES_128_GCM_SHA256"]);
     assert!(output.contains("SSL alert number 40"), "{output}");
     server.wait_handshakes("no_shared_cipher", 1);
 }
@@ -450,10 +355,7 @@ fn gnutls_verifies_the_chain_and_negotiates_each_version() {
     };
     let server = Server::before(greeter());
     let authority = authority_file(server.dir());
-    let (ip, port) = (
-        server.address.ip().to_string(),
-        server.address.port().to_string(),
-    );
+    let (ip, port) = (server.address.ip().to_string(), server.address.port().to_string());
     for (priority, shown) in [
         ("NORMAL:-VERS-ALL:+VERS-TLS1.3", "(TLS1.3"),
         ("NORMAL:-VERS-ALL:+VERS-TLS1.2", "(TLS1.2"),
@@ -467,15 +369,9 @@ fn gnutls_verifies_the_chain_and_negotiates_each_version() {
             .args(["--priority", priority, "--port", &port])
             .args(["--sni-hostname", NAME, "--verify-hostname", NAME, &ip]);
         let output = all(&run(&mut command, b"", LIMIT));
-        assert!(
-            output.contains("The certificate is trusted"),
-            "{priority}: {output}"
-        );
+        assert!(output.contains("The certificate is trusted"), "{priority}: {output}");
         assert!(output.contains("hello from behind"), "{priority}: {output}");
         assert!(output.contains(shown), "{priority}: {output}");
-        assert!(
-            !output.contains("was not properly terminated"),
-            "{priority}: {output}"
-        );
+        assert!(!output.contains("was not properly terminated"), "{priority}: {output}");
     }
 }

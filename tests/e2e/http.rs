@@ -41,16 +41,8 @@ fn curl(program: &Path, server: &Server, version: &str, path: &str, out: &Path) 
         .args(["--silent", "--show-error", "--fail", version, "--cacert"])
         .arg(authority_file(server.dir()))
         .arg("--resolve")
-        .arg(format!(
-            "{NAME}:{}:{}",
-            server.address.port(),
-            server.address.ip()
-        ))
-        .args([
-            "--write-out",
-            "version %{http_version} status %{http_code}\n",
-            "-o",
-        ])
+        .arg(format!("{NAME}:{}:{}", server.address.port(), server.address.ip()))
+        .args(["--write-out", "version %{http_version} status %{http_code}\n", "-o"])
         .arg(out)
         .arg(format!("https://{NAME}:{}{path}", server.address.port()));
     command
@@ -78,11 +70,7 @@ fn curl_compares_files(listen: &str, alpn: &str, option: &str, version: &str) {
     assert_eq!(output, format!("version {version} status 201\n"));
     let got = std::fs::read(files.join("upload/large.bin")).unwrap();
     let sent = std::fs::read(files.join("large.bin")).unwrap();
-    assert!(
-        got == sent,
-        "the upload arrived changed ({} bytes)",
-        got.len()
-    );
+    assert!(got == sent, "the upload arrived changed ({} bytes)", got.len());
     server.wait_handshakes("ok", 3);
 }
 

@@ -31,14 +31,10 @@ fn open(server: &Server, count: usize) -> Vec<Tls> {
 
 #[test]
 fn a_full_worker_pauses_accept_quietly_and_goes_on_when_there_is_room() {
-    let server = Setup::new(Backend::echo())
-        .tables("[limits]\nconnections_per_worker = 8")
-        .start();
+    let server = Setup::new(Backend::echo()).tables("[limits]\nconnections_per_worker = 8").start();
     let mut inside = open(&server, 8);
     // The kernel still takes these; the server does not.
-    let waiting: Vec<_> = (0..20)
-        .map(|_| client::tcp(server.address).unwrap())
-        .collect();
+    let waiting: Vec<_> = (0..20).map(|_| client::tcp(server.address).unwrap()).collect();
     eventually("accept pauses", || {
         (server.metrics().get("portcullis_accept_paused") == 1.0).then_some(())
     });
@@ -47,20 +43,10 @@ fn a_full_worker_pauses_accept_quietly_and_goes_on_when_there_is_room() {
     for tls in &mut inside {
         client::echo(tls, b"unharmed");
     }
-    assert_eq!(
-        server
-            .metrics()
-            .get("portcullis_connections_accepted_total"),
-        8.0
-    );
-    let mentions = |log: &str| {
-        log.lines()
-            .filter(|line| line.contains("connections_per_worker"))
-            .count()
-    };
-    eventually("the log says so", || {
-        (mentions(&server.log()) > 0).then_some(())
-    });
+    assert_eq!(server.metrics().get("portcullis_connections_accepted_total"), 8.0);
+    let mentions =
+        |log: &str| log.lines().filter(|line| line.contains("connections_per_worker")).count();
+    eventually("the log says so", || (mentions(&server.log()) > 0).then_some(()));
 
     // Room for all: the waiting ones are served in their turn.
     inside.into_iter().for_each(client::finish);
@@ -76,9 +62,7 @@ fn a_full_worker_pauses_accept_quietly_and_goes_on_when_there_is_room() {
         (server.metrics().get("portcullis_accept_paused") == 0.0).then_some(())
     });
     assert!(
-        server
-            .metrics()
-            .get("portcullis_limit_reached_total{limit=\"connections_per_worker\"}")
+        server.metrics().get("portcullis_limit_reached_total{limit=\"connections_per_worker\"}")
             >= 1.0
     );
     let log = server.log();
@@ -92,9 +76,7 @@ fn at_the_descriptor_limit_the_server_neither_spins_nor_dies() {
     let server = setup.start();
     let mut first = client::connect(server.address);
     client::echo(&mut first, b"in");
-    let crowd: Vec<_> = (0..300)
-        .map(|_| client::tcp(server.address).unwrap())
-        .collect();
+    let crowd: Vec<_> = (0..300).map(|_| client::tcp(server.address).unwrap()).collect();
     let used = cpu_of_one_second(&server);
     assert!(used < QUIET, "{used:?} of CPU time in a second of waiting");
     client::echo(&mut first, b"unharmed");
@@ -119,17 +101,11 @@ fn an_idle_server_uses_no_cpu() {
 
 #[test]
 fn a_handshake_that_takes_too_long_ends_as_timeout() {
-    let server = Setup::new(Backend::echo())
-        .tables("[timeouts]\nhandshake = \"500ms\"")
-        .start();
+    let server = Setup::new(Backend::echo()).tables("[timeouts]\nhandshake = \"500ms\"").start();
     let start = Instant::now();
     let mut stream = client::tcp(server.address).unwrap();
     _ = stream.read_to_end(&mut Vec::new());
-    assert!(
-        start.elapsed() >= Duration::from_millis(500),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
     server.wait_handshakes("timeout", 1);
     server.wait_closed("handshake_failed", 1);
     server.wait_idle();
@@ -138,9 +114,7 @@ fn a_handshake_that_takes_too_long_ends_as_timeout() {
 #[test]
 fn a_server_that_never_answers_ends_as_connect_timeout() {
     let silent = Silent::new();
-    let server = Setup::new(silent.address)
-        .tables("[timeouts]\nconnect = \"300ms\"")
-        .start();
+    let server = Setup::new(silent.address).tables("[timeouts]\nconnect = \"300ms\"").start();
     let mut tls = client::connect(server.address);
     let mut rest = Vec::new();
     _ = tls.read_to_end(&mut rest);
@@ -165,9 +139,7 @@ fn a_server_that_never_answers_is_left_for_another() {
 
 #[test]
 fn an_idle_connection_ends_and_a_busy_one_does_not() {
-    let server = Setup::new(Backend::echo())
-        .tables("[timeouts]\nidle = \"2s\"")
-        .start();
+    let server = Setup::new(Backend::echo()).tables("[timeouts]\nidle = \"2s\"").start();
     let mut busy = client::connect(server.address);
     let mut idle = client::connect(server.address);
     client::echo(&mut idle, b"last words");

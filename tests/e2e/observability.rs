@@ -27,10 +27,7 @@ fn every_metric_has_help_and_type_and_a_name_of_ours() {
             assert!(described.insert(name), "described twice: {name}");
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(
-                ["counter", "gauge", "histogram", "info"].contains(&kind),
-                "{line}"
-            );
+            assert!(["counter", "gauge", "histogram", "info"].contains(&kind), "{line}");
             assert!(typed.insert(name), "typed twice: {name}");
         } else if !line.starts_with('#') {
             let sample = metrics::sample(line).unwrap_or_else(|| panic!("{line:?}"));
@@ -43,10 +40,7 @@ fn every_metric_has_help_and_type_and_a_name_of_ours() {
             let names = ["", "_total", "_bucket", "_sum", "_count", "_info"];
             let known = |set: &HashSet<&str>| {
                 names.iter().any(|suffix| {
-                    sample
-                        .name
-                        .strip_suffix(suffix)
-                        .is_some_and(|name| set.contains(name))
+                    sample.name.strip_suffix(suffix).is_some_and(|name| set.contains(name))
                 })
             };
             assert!(known(&typed), "no type: {line}");
@@ -80,10 +74,7 @@ fn histograms_are_cumulative_and_count_each_connection() {
             "+Inf" => f64::INFINITY,
             number => number.parse().unwrap(),
         };
-        assert!(
-            bound > last.0 && bucket.value >= last.1,
-            "{bucket:?} after {last:?}"
-        );
+        assert!(bound > last.0 && bucket.value >= last.1, "{bucket:?} after {last:?}");
         last = (bound, bucket.value);
     }
     assert_eq!(last, (f64::INFINITY, 5.0));
@@ -112,9 +103,7 @@ fn bytes_states_and_loop_turns_are_counted() {
 #[test]
 fn one_access_log_record_tells_a_connections_whole_story() {
     let backend = Backend::echo();
-    let server = Setup::new(&backend)
-        .listener("alpn = [\"h2\", \"http/1.1\"]")
-        .start();
+    let server = Setup::new(&backend).listener("alpn = [\"h2\", \"http/1.1\"]").start();
     let mut config = client::config();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let mut tls = client::try_connect(&Arc::new(config), server.address, NAME).unwrap();
@@ -137,10 +126,7 @@ fn one_access_log_record_tells_a_connections_whole_story() {
     }
     assert_eq!(record["inbound_bytes"], 1000, "{record}");
     assert_eq!(record["outbound_bytes"], 1000, "{record}");
-    assert!(
-        record["suite"].as_str().unwrap().starts_with("TLS_"),
-        "{record}"
-    );
+    assert!(record["suite"].as_str().unwrap().starts_with("TLS_"), "{record}");
     assert!(record["group"].is_string(), "{record}");
     let time = record["time"].as_str().unwrap();
     assert!(time.starts_with("20") && time.ends_with('Z'), "{record}");

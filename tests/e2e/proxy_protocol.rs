@@ -13,11 +13,7 @@ use crate::support::server::{NAME, Server, Setup};
 
 /// Fetches `/` over an open connection; the body.
 fn fetch(tls: &mut Tls) -> String {
-    write!(
-        tls,
-        "GET / HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
+    write!(tls, "GET / HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     tls.read_to_string(&mut answer).unwrap();
     answer
@@ -75,10 +71,7 @@ fn a_wildcard_bind_still_tells_the_clients_destination() {
     for destination in ["127.0.0.1", "127.200.0.7"] {
         let ip: IpAddr = destination.parse().unwrap();
         let mut tls = client::connect(SocketAddr::new(ip, server.address.port()));
-        assert_eq!(
-            fetch(&mut tls),
-            format!("127.0.0.1 {destination} {}", server.address.port())
-        );
+        assert_eq!(fetch(&mut tls), format!("127.0.0.1 {destination} {}", server.address.port()));
     }
 }
 
@@ -215,10 +208,8 @@ fn header_of(
 #[test]
 fn v2_carries_alpn_authority_and_what_tls_negotiated() {
     let (backend, headers) = header_backend();
-    let server = Setup::new(backend)
-        .proxy_protocol("v2")
-        .listener("alpn = [\"h2\", \"http/1.1\"]")
-        .start();
+    let server =
+        Setup::new(backend).proxy_protocol("v2").listener("alpn = [\"h2\", \"http/1.1\"]").start();
     for (version, name, suite) in [
         (&rustls::version::TLS13, "TLSv1.3", "TLS_"),
         (&rustls::version::TLS12, "TLSv1.2", "ECDHE-ECDSA-"),
@@ -227,11 +218,7 @@ fn v2_carries_alpn_authority_and_what_tls_negotiated() {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let header = header_of(&server, &headers, config);
         assert_eq!(header.value(0x01), Some(&b"http/1.1"[..]), "PP2_TYPE_ALPN");
-        assert_eq!(
-            header.value(0x02),
-            Some(NAME.as_bytes()),
-            "PP2_TYPE_AUTHORITY"
-        );
+        assert_eq!(header.value(0x02), Some(NAME.as_bytes()), "PP2_TYPE_AUTHORITY");
         let ssl = header.value(0x20).expect("PP2_TYPE_SSL");
         // PP2_CLIENT_SSL alone: the client sent no certificate, so there is none to have verified
         // and `verify` is not zero.

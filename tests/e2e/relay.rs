@@ -14,14 +14,9 @@ use crate::support::server::{NAME, Server, Setup};
 #[track_caller]
 fn assert_cut(tls: &mut Tls) {
     let mut rest = Vec::new();
-    let error = tls
-        .read_to_end(&mut rest)
-        .expect_err("ended with close_notify");
+    let error = tls.read_to_end(&mut rest).expect_err("ended with close_notify");
     assert!(
-        matches!(
-            error.kind(),
-            ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof
-        ),
+        matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof),
         "{error}"
     );
 }

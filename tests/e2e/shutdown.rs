@@ -34,10 +34,7 @@ fn each_signal_drains_what_is_open_refuses_what_is_new_and_exits_0() {
         for tls in &mut open {
             client::echo(tls, b"in flight");
         }
-        assert!(
-            server.process.ended().is_none(),
-            "{signal}: ended too early"
-        );
+        assert!(server.process.ended().is_none(), "{signal}: ended too early");
         open.into_iter().for_each(client::finish);
         let status = server.wait_exit();
         assert_eq!(status.code(), Some(0), "{signal}: {status}");
@@ -50,11 +47,7 @@ fn without_connections_it_exits_at_once() {
     let start = Instant::now();
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait_exit().code(), Some(0));
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -68,18 +61,13 @@ fn a_second_signal_does_not_wait_for_connections() {
         client::echo(&mut tls, b"in flight");
         server.signal(signal);
         let status = server.wait_exit();
-        assert!(
-            status.signal().is_none(),
-            "killed instead of ended: {status}"
-        );
+        assert!(status.signal().is_none(), "killed instead of ended: {status}");
     }
 }
 
 #[test]
 fn the_drain_ends_at_its_timeout_and_says_so() {
-    let mut server = Setup::new(Backend::echo())
-        .tables("[timeouts]\ndrain = \"700ms\"")
-        .start();
+    let mut server = Setup::new(Backend::echo()).tables("[timeouts]\ndrain = \"700ms\"").start();
     let mut tls = client::connect(server.address);
     client::echo(&mut tls, b"before");
     server.signal(Signal::SIGTERM);

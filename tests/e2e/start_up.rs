@@ -29,10 +29,7 @@ fn refused(setup: &Setup, code: i32, mentions: &[&str]) -> String {
         message = all(&output);
         assert_eq!(output.status.code(), Some(code), "{command}: {message}");
         for mention in mentions {
-            assert!(
-                message.contains(mention),
-                "{command}: no {mention:?} in: {message}"
-            );
+            assert!(message.contains(mention), "{command}: no {mention:?} in: {message}");
         }
         assert!(!message.contains("panicked"), "{command}: {message}");
     }
@@ -70,16 +67,10 @@ fn an_admin_port_in_use_is_named() {
 #[test]
 fn a_missing_configuration_is_named() {
     for command in ["run", "check"] {
-        let output = portcullis(
-            &[command, "--config"],
-            Path::new("/nonexistent/portcullis.toml"),
-        );
+        let output = portcullis(&[command, "--config"], Path::new("/nonexistent/portcullis.toml"));
         let message = all(&output);
         assert_eq!(output.status.code(), Some(78), "{message}");
-        assert!(
-            message.contains("/nonexistent/portcullis.toml"),
-            "{message}"
-        );
+        assert!(message.contains("/nonexistent/portcullis.toml"), "{message}");
     }
 }
 
@@ -103,18 +94,13 @@ fn an_unknown_backend_is_an_error() {
     let setup = Setup::new(Backend::echo());
     let line = line_of(&setup, "backend =");
     let config = setup.write();
-    let toml = setup
-        .toml()
-        .replace("backend = \"app\"", "backend = \"ap\"");
+    let toml = setup.toml().replace("backend = \"app\"", "backend = \"ap\"");
     std::fs::write(&config, &toml).unwrap();
     let output = portcullis(&["check", "--config"], &config);
     let message = all(&output);
     assert_eq!(output.status.code(), Some(78), "{message}");
     assert!(message.contains(&line), "{message}");
-    assert!(
-        message.contains("\"app\""),
-        "does not say which there are: {message}"
-    );
+    assert!(message.contains("\"app\""), "does not say which there are: {message}");
 }
 
 #[test]
@@ -125,10 +111,7 @@ fn a_key_of_another_certificate_is_an_error() {
     let line = line_of(&setup, "key");
     let message = refused(&setup, 78, &[&line, &other.key.display().to_string()]);
     let key = std::fs::read_to_string(&other.key).unwrap();
-    assert!(
-        !message.contains(key.lines().nth(1).unwrap()),
-        "a key in a message"
-    );
+    assert!(!message.contains(key.lines().nth(1).unwrap()), "a key in a message");
 }
 
 #[test]
@@ -141,14 +124,7 @@ fn an_encrypted_key_is_named_as_such() {
     let locked = setup.dir.path().join("locked.key");
     let output = run(
         Command::new(openssl)
-            .args([
-                "pkcs8",
-                "-topk8",
-                "-v2",
-                "aes-256-cbc",
-                "-passout",
-                "pass:secret",
-            ])
+            .args(["pkcs8", "-topk8", "-v2", "aes-256-cbc", "-passout", "pass:secret"])
             .arg("-in")
             .arg(key)
             .arg("-out")
@@ -167,20 +143,13 @@ fn an_encrypted_key_is_named_as_such() {
 fn malformed_and_missing_files_are_named() {
     for (start, content) in [
         ("key", Some("no key at all\n")),
-        (
-            "chain",
-            Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
-        ),
+        ("chain", Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")),
         ("key", None),
         ("chain", None),
     ] {
         let setup = Setup::new(Backend::echo());
         let files = &setup.certificates[0].0;
-        let file = if start == "key" {
-            &files.key
-        } else {
-            &files.chain
-        };
+        let file = if start == "key" { &files.key } else { &files.chain };
         match content {
             Some(content) => std::fs::write(file, content).unwrap(),
             None => std::fs::remove_file(file).unwrap(),
@@ -244,10 +213,8 @@ fn the_curl_line_that_demo_prints_works() {
         .spawn()
         .unwrap();
     let (sender, lines) = std::sync::mpsc::channel();
-    let outputs: [Box<dyn std::io::Read + Send>; 2] = [
-        Box::new(child.stdout.take().unwrap()),
-        Box::new(child.stderr.take().unwrap()),
-    ];
+    let outputs: [Box<dyn std::io::Read + Send>; 2] =
+        [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
     for output in outputs {
         let sender = sender.clone();
         std::thread::spawn(move || {
@@ -258,9 +225,7 @@ fn the_curl_line_that_demo_prints_works() {
     }
     let mut demo = Process::from(child);
     let curl = loop {
-        let line = lines
-            .recv_timeout(crate::support::SOON)
-            .expect("a curl line");
+        let line = lines.recv_timeout(crate::support::SOON).expect("a curl line");
         if let Some(at) = line.find("curl ") {
             break line[at..].to_owned();
         }

@@ -15,17 +15,12 @@ fn every_one_of_four_workers_gets_connections() {
     let metrics = server.metrics();
     let per_worker: Vec<f64> = (0..4)
         .map(|worker| {
-            metrics.get(&format!(
-                "portcullis_connections_accepted_total{{worker=\"{worker}\"}}"
-            ))
+            metrics.get(&format!("portcullis_connections_accepted_total{{worker=\"{worker}\"}}"))
         })
         .collect();
     // The kernel spreads by a hash of the addresses: none of four empty-handed out of 64 has a
     // chance of 1 in 10 million to be an accident.
-    assert!(
-        per_worker.iter().all(|count| *count > 0.0),
-        "{per_worker:?}"
-    );
+    assert!(per_worker.iter().all(|count| *count > 0.0), "{per_worker:?}");
     assert_eq!(per_worker.iter().sum::<f64>(), 64.0);
     open.into_iter().for_each(client::finish);
     server.wait_closed("finished", 64);

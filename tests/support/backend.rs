@@ -30,10 +30,7 @@ impl Backend {
     /// Runs `serve` for each connection, in a thread of its own.
     pub(crate) fn new(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(address::free()).unwrap();
-        let backend = Self {
-            address: listener.local_addr().unwrap(),
-            accepted: Arc::default(),
-        };
+        let backend = Self { address: listener.local_addr().unwrap(), accepted: Arc::default() };
         let accepted = Arc::clone(&backend.accepted);
         let serve = Arc::new(serve);
         std::thread::spawn(move || {
@@ -120,10 +117,6 @@ impl Silent {
             queued.push(stream);
             assert!(queued.len() < 16, "the accept queue never fills up");
         }
-        Self {
-            address: wanted,
-            _listener: listener,
-            _queued: queued,
-        }
+        Self { address: wanted, _listener: listener, _queued: queued }
     }
 }

@@ -35,13 +35,8 @@ fn authority() -> &'static Authority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "Test authority");
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.distinguished_name.push(DnType::CommonName, "Test authority");
         let certificate = params.self_signed(&key).unwrap();
         Authority {
             der: certificate.der().clone(),
@@ -93,10 +88,8 @@ fn leaf_with(
     change(&mut params);
     let certificate = params.signed_by(&key, &authority().issuer).unwrap();
     let stem = format!("{}-{kind:?}", names[0].replace('*', "any")).to_lowercase();
-    let files = Files {
-        chain: dir.join(format!("{stem}.pem")),
-        key: dir.join(format!("{stem}.key")),
-    };
+    let files =
+        Files { chain: dir.join(format!("{stem}.pem")), key: dir.join(format!("{stem}.key")) };
     std::fs::write(&files.chain, certificate.pem()).unwrap();
     std::fs::write(&files.key, key.serialize_pem()).unwrap();
     files

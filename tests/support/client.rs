@@ -95,11 +95,7 @@ pub(crate) fn try_echo(stream: &mut (impl Read + Write), bytes: &[u8]) -> std::i
     stream.flush()?;
     let mut back = vec![0; bytes.len()];
     stream.read_exact(&mut back)?;
-    if back == bytes {
-        Ok(())
-    } else {
-        Err(std::io::Error::other("the echo differs"))
-    }
+    if back == bytes { Ok(()) } else { Err(std::io::Error::other("the echo differs")) }
 }
 
 /// Sends `close_notify` and leaves the other direction open.
@@ -116,18 +112,11 @@ pub(crate) fn finish(mut tls: Tls) {
     end_sending(&mut tls);
     let mut rest = Vec::new();
     tls.read_to_end(&mut rest).unwrap();
-    assert!(
-        rest.is_empty(),
-        "unexpected {} bytes at the end",
-        rest.len()
-    );
+    assert!(rest.is_empty(), "unexpected {} bytes at the end", rest.len());
 }
 
 /// Makes the close of `stream` a reset.
 pub(crate) fn reset_at_close(stream: &TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
 }

@@ -50,9 +50,7 @@ pub(crate) fn sample(line: &str) -> Option<Sample> {
     let word = |text: &str| {
         !text.is_empty()
             && !text.starts_with(|c: char| c.is_ascii_digit())
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
     };
     if !word(name) {
         return None;
@@ -88,11 +86,7 @@ pub(crate) fn sample(line: &str) -> Option<Sample> {
         "+Inf" => f64::INFINITY,
         number => number.parse().ok()?,
     };
-    Some(Sample {
-        name: name.to_owned(),
-        labels,
-        value,
-    })
+    Some(Sample { name: name.to_owned(), labels, value })
 }
 
 /// Status code and body of `GET path`.

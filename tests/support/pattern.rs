@@ -67,11 +67,7 @@ pub(crate) fn verify_from(from: &mut impl Read, mut position: u64, end: u64) {
             buffer[..count] == *expected,
             "byte {} of {end} differs",
             position
-                + buffer
-                    .iter()
-                    .zip(expected)
-                    .take_while(|(got, want)| got == want)
-                    .count() as u64
+                + buffer.iter().zip(expected).take_while(|(got, want)| got == want).count() as u64
         );
         position += count as u64;
     }

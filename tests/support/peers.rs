@@ -46,11 +46,8 @@ impl Peer {
     fn start(dir: tempfile::TempDir, address: SocketAddr, command: &mut Command) -> Self {
         super::process::raise_descriptor_limit();
         let log = std::fs::File::create(dir.path().join("output")).unwrap();
-        let mut process = Process::spawn(
-            command
-                .stdout(log.try_clone().unwrap())
-                .stderr(Stdio::from(log)),
-        );
+        let mut process =
+            Process::spawn(command.stdout(log.try_clone().unwrap()).stderr(Stdio::from(log)));
         eventually("listening peer", || {
             if let Some(status) = process.ended() {
                 let output = std::fs::read_to_string(dir.path().join("output"));
@@ -58,11 +55,7 @@ impl Peer {
             }
             TcpStream::connect(address).ok()
         });
-        Self {
-            address,
-            dir,
-            _process: process,
-        }
+        Self { address, dir, _process: process }
     }
 }
 
@@ -86,12 +79,7 @@ pub(crate) fn nginx(program: &Path, listen: &str, body: &str) -> Peer {
     let file = dir.path().join("nginx.conf");
     std::fs::write(&file, config).unwrap();
     let mut command = Command::new(program);
-    command
-        .arg("-p")
-        .arg(dir.path())
-        .arg("-c")
-        .arg(&file)
-        .args(["-e", "error.log"]);
+    command.arg("-p").arg(dir.path()).arg("-c").arg(&file).args(["-e", "error.log"]);
     Peer::start(dir, address, &mut command)
 }
 

@@ -39,12 +39,7 @@ impl Process {
     pub(crate) fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
         // proc(5): the name in parentheses may hold anything; utime and stime are fields 14 and 15.
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .collect();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Duration::from_millis(ticks * 10)
     }
@@ -56,13 +51,7 @@ impl Process {
         status
             .lines()
             .filter(|line| line.starts_with("RssAnon:") || line.starts_with("RssShmem:"))
-            .map(|line| {
-                line.split_whitespace()
-                    .nth(1)
-                    .unwrap()
-                    .parse::<u64>()
-                    .unwrap()
-            })
+            .map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
             .sum::<u64>()
             * 1024
     }
@@ -97,11 +86,7 @@ pub(crate) fn raise_descriptor_limit() {
 /// `limit`. Standard output and error are collected whole.
 pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> Output {
     let dir = tempfile::tempdir().unwrap();
-    let (out, err, give) = (
-        dir.path().join("out"),
-        dir.path().join("err"),
-        dir.path().join("in"),
-    );
+    let (out, err, give) = (dir.path().join("out"), dir.path().join("err"), dir.path().join("in"));
     std::fs::write(&give, input).unwrap();
     let create = |path: &Path| std::fs::File::create(path).unwrap();
     let mut child = Process(
@@ -125,11 +110,7 @@ pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> Outpu
         );
         std::thread::sleep(Duration::from_millis(5));
     };
-    Output {
-        status,
-        stdout: std::fs::read(&out).unwrap(),
-        stderr: std::fs::read(&err).unwrap(),
-    }
+    Output { status, stdout: std::fs::read(&out).unwrap(), stderr: std::fs::read(&err).unwrap() }
 }
 
 /// Bytes as text, whatever they are.

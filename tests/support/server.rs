@@ -48,10 +48,7 @@ pub(crate) struct Setup {
 impl Setup {
     /// One worker, one listener on an address of its own, one ECDSA certificate for [`NAME`], and
     /// a backend with one server.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "a backend is made for its server"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "a backend is made for its server")]
     pub(crate) fn new(server: impl ToString) -> Self {
         super::process::raise_descriptor_limit();
         let dir = tempfile::tempdir().unwrap();
@@ -160,11 +157,7 @@ impl Setup {
             None => Command::new(BINARY),
             Some(limit) => {
                 let mut shell = Command::new("sh");
-                shell.args([
-                    "-c",
-                    &format!("ulimit -n {limit}; exec \"$0\" \"$@\""),
-                    BINARY,
-                ]);
+                shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), BINARY]);
                 shell
             }
         };
@@ -175,13 +168,7 @@ impl Setup {
                 .stdout(out.try_clone().unwrap())
                 .stderr(out),
         );
-        Server {
-            process,
-            address: self.bind,
-            admin: self.admin,
-            log,
-            dir: self.dir,
-        }
+        Server { process, address: self.bind, admin: self.admin, log, dir: self.dir }
     }
 
     /// Starts the server and waits until it is healthy.
@@ -249,11 +236,7 @@ impl Server {
             .filter(|sample| sample.name == name && sample.value != 0.0)
             .map(|sample| format!("{:?} {}", sample.labels, sample.value))
             .collect();
-        assert_eq!(
-            metrics.get(selector),
-            value,
-            "{selector}; there is {others:#?}"
-        );
+        assert_eq!(metrics.get(selector), value, "{selector}; there is {others:#?}");
     }
 
     /// Waits for `count` handshakes that ended so.
@@ -291,10 +274,7 @@ impl Server {
             // A last line without its end is still being written.
             let whole = text.rfind('\n').map_or("", |end| &text[..end]);
             let lines: Vec<&str> = whole.lines().collect();
-            assert!(
-                lines.len() <= count,
-                "more records than connections: {whole}"
-            );
+            assert!(lines.len() <= count, "more records than connections: {whole}");
             (lines.len() == count).then(|| {
                 lines
                     .iter()

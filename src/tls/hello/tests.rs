@@ -43,10 +43,7 @@ fn record(payload: &[u8]) -> Vec<u8> {
 fn records(message: &[u8], sizes: &[usize]) -> Vec<u8> {
     let mut rest = message;
     let mut bytes = Vec::new();
-    let mut sizes = sizes
-        .iter()
-        .copied()
-        .chain(std::iter::repeat(*sizes.last().unwrap()));
+    let mut sizes = sizes.iter().copied().chain(std::iter::repeat(*sizes.last().unwrap()));
     while !rest.is_empty() {
         let (payload, behind) = rest.split_at(sizes.next().unwrap().min(rest.len()));
         bytes.extend(record(payload));
@@ -115,10 +112,7 @@ fn every_prefix_is_incomplete_whatever_the_fragmentation() {
         let bytes = records(&message, sizes);
         for end in 0..bytes.len() {
             let answer = peek(&bytes[..end]);
-            assert!(
-                matches!(answer, Peek::Incomplete),
-                "{sizes:?} at {end}: {answer:?}"
-            );
+            assert!(matches!(answer, Peek::Incomplete), "{sizes:?} at {end}: {answer:?}");
         }
         check_modern(&bytes, bytes.len());
     }
@@ -171,19 +165,8 @@ fn longest_name_is_kept_whole() {
 #[test]
 fn junk_as_a_name_is_refused() {
     let long = vec![b'a'; 300];
-    for name in [
-        &b"a b"[..],
-        b"\xff",
-        b"-a.example",
-        b"a..example",
-        b"a\0b",
-        &long,
-    ] {
-        assert_eq!(
-            fault(&hello_with(&[(0, &sni(name))])),
-            Fault::ServerName,
-            "{name:?}"
-        );
+    for name in [&b"a b"[..], b"\xff", b"-a.example", b"a..example", b"a\0b", &long] {
+        assert_eq!(fault(&hello_with(&[(0, &sni(name))])), Fault::ServerName, "{name:?}");
     }
     let two = [&[0, 8][..], &sni(b"a")[2..], &sni(b"b")[2..]].concat();
     assert_eq!(fault(&hello_with(&[(0, &two)])), Fault::ServerName);
@@ -204,21 +187,13 @@ fn extension_twice_is_refused() {
 
 #[test]
 fn plain_http_is_told_apart_at_the_first_space() {
-    for method in [
-        "GET", "POST", "HEAD", "PUT", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE",
-    ] {
+    for method in ["GET", "POST", "HEAD", "PUT", "OPTIONS", "CONNECT", "DELETE", "PATCH", "TRACE"] {
         let request = format!("{method} / HTTP/1.1\r\n");
         for end in 0..=method.len() {
-            assert!(
-                matches!(peek(&request.as_bytes()[..end]), Peek::Incomplete),
-                "{method} {end}"
-            );
+            assert!(matches!(peek(&request.as_bytes()[..end]), Peek::Incomplete), "{method} {end}");
         }
         for end in method.len() + 1..request.len() {
-            assert!(
-                matches!(peek(&request.as_bytes()[..end]), Peek::PlainHttp),
-                "{method} {end}"
-            );
+            assert!(matches!(peek(&request.as_bytes()[..end]), Peek::PlainHttp), "{method} {end}");
         }
     }
     assert!(matches!(peek(b"PRI * HTTP/2.0\r\n"), Peek::PlainHttp));
@@ -230,16 +205,7 @@ fn other_protocols_are_no_tls_as_soon_as_it_shows() {
     let ssl2 = [0x80, 0x2e];
     let version_9 = [22, 9];
     let alert = [21];
-    for bytes in [
-        &b"SSH-2.0-x"[..],
-        b"GEX",
-        b"PATH",
-        b"\0",
-        b"get /",
-        &ssl2,
-        &version_9,
-        &alert,
-    ] {
+    for bytes in [&b"SSH-2.0-x"[..], b"GEX", b"PATH", b"\0", b"get /", &ssl2, &version_9, &alert] {
         assert!(matches!(peek(bytes), Peek::NotTls), "{bytes:?}");
     }
 }
@@ -275,11 +241,7 @@ fn lengths_that_contradict_each_other_are_refused() {
         (43, &[3, 3, 4, 3]),
     ];
     for extension in extensions {
-        assert_eq!(
-            fault(&hello_with(&[extension])),
-            Fault::Decode,
-            "{extension:?}"
-        );
+        assert_eq!(fault(&hello_with(&[extension])), Fault::Decode, "{extension:?}");
     }
     assert_eq!(fault(&[22, 3, 1, 0, 5, 1, 0, 0, 1, 3]), Fault::Decode);
 }
@@ -311,9 +273,7 @@ fn accepted_by_session(bytes: &[u8]) -> Option<(Option<String>, bool)> {
             Ok(None) => {}
             Ok(Some(accepted)) => {
                 let hello = accepted.client_hello();
-                let h2 = hello
-                    .alpn()
-                    .is_some_and(|mut offers| offers.any(|offer| offer == b"h2"));
+                let h2 = hello.alpn().is_some_and(|mut offers| offers.any(|offer| offer == b"h2"));
                 return Some((hello.server_name().map(str::to_owned), h2));
             }
             Err(_) => return None,

@@ -1,0 +1,410 @@
+//! `portcullis check`: everything that `run` would need, verified without binding a port.
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use crate::config::{Config, ConfigError, ServerAddress};
+use crate::control::capacity::{self, CapacityError, DESCRIPTORS_PER_CONNECTION};
+use crate::control::certificates::{self, CertificateProblem, Description, Fault};
+use crate::control::{exit, topology};
+use crate::limits::CONNECTIONS_PER_WORKER_MAX;
+use crate::sys::probe::{self, ProbeError};
+use crate::tls::provider::{Cpu, suite_order};
+
+<<<<<<< HEAD
+/// Days before a certificate's expiry from which on `check` warns: two weeks are what is left when
+/// an automatic renewal, due a month before, has failed for a fortnight.
+const EXPIRY_WARNING_DAYS: i64 = 14;
+
+/// Columns of the report.
+const WIDTH: usize = 100;
+
+/// Checks a configuration and prints the report; problems go to standard error.
+pub(super) fn run(config_path: &Path) -> ExitCode {
+    let report = report(config_path, SystemTime::now());
+    // A closed pipe takes nothing from the verdict, which is the exit code.
+    let _printed = std::io::stdout().write_all(report.text.as_bytes());
+    let _printed = std::io::stderr().write_all(report.problems.as_bytes());
+    ExitCode::from(report.exit_code)
+=======
+/// Checks the file, what it names, and this machine; says what it found.
+pub(super) fn check(path: &Path) -> Result<(), Failure> {
+    let config = seams::load(path).map_err(|problems| Failure::Configuration { problems })?;
+    log::init(config.log.level);
+    let plan = control::plan(config)?;
+    control::check_machine()?;
+    for listener in &plan.config.listeners {
+        let backend = plan.config.backends.get(listener.backend);
+        say(&format!(
+            "listener {}: {} address(es), {} certificate(s), backend {}",
+            listener.name,
+            listener.bind.len(),
+            listener.certificates.len(),
+            backend.map_or("?", |backend| backend.name.as_str()),
+        ));
+    }
+    say(&format!(
+        "workers: {}, {} connections each; {} open files allowed",
+        plan.cpus.len(),
+        plan.connections,
+        plan.open_files
+    ));
+    say(&format!("{}: good", path.display()));
+    Ok(())
+>>>>>>> h2
+}
+
+/// What `check` found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    /// For standard output.
+    text: String,
+    /// For standard error; empty when nothing is wrong.
+    problems: String,
+    /// One of [`exit`].
+    exit_code: u8,
+}
+
+impl Report {
+    fn heading(&mut self, text: &str) {
+        if !self.text.is_empty() {
+            self.text.push('\n');
+        }
+        self.text.push_str(text);
+        self.text.push('\n');
+    }
+
+    /// A line of a section; what does not fit goes on below, indented deeper.
+    fn line(&mut self, text: &str) {
+        wrap(&mut self.text, "  ", "      ", text);
+    }
+
+    fn warn(&mut self, text: &str) {
+        self.line(&format!("warning: {text}"));
+    }
+
+    /// A problem; the first one's exit code is the report's.
+    fn problem(&mut self, exit_code: u8, text: &str) {
+        if !self.problems.is_empty() {
+            self.problems.push('\n');
+        }
+        wrap(&mut self.problems, "error: ", "    ", text);
+        if self.exit_code == exit::OK {
+            self.exit_code = exit_code;
+        }
+    }
+}
+
+/// Writes words until the width is used; a word that is longer than a line stands alone.
+fn wrap(out: &mut String, first: &str, next: &str, text: &str) {
+    out.push_str(first);
+    let mut column = first.chars().count();
+    let mut at_start = true;
+    for word in text.split_inclusive(' ') {
+        let length = word.trim_end().chars().count();
+        if column + length > WIDTH && !at_start {
+            out.truncate(out.trim_end().len());
+            out.push('\n');
+            out.push_str(next);
+            column = next.chars().count();
+        }
+        out.push_str(word);
+        column += word.chars().count();
+        at_start = false;
+    }
+    out.push('\n');
+}
+
+/// Checks a configuration as of a time.
+pub(super) fn report(config_path: &Path, now: SystemTime) -> Report {
+    let mut report = Report::default();
+    let config = match Config::load(config_path) {
+        Ok(config) => config,
+        Err(error) => {
+            configuration_problems(&mut report, &error);
+            // What this machine can do is of use even so.
+            kernel(&mut report);
+            return report;
+        }
+    };
+    report.heading(&format!("{}: valid", config_path.display()));
+    for (index, listener) in config.listeners.iter().enumerate() {
+        listener_line(&mut report, &config, index);
+        if listener.alpn.is_empty() {
+            continue;
+        }
+        report.line(&format!("    alpn {}", listener.alpn.join(", ")));
+    }
+    match certificates::load_at(&config, now) {
+        Ok(loaded) => certificate_section(&mut report, &config, &loaded.certificates, now),
+        Err(problems) => {
+            for problem in &problems {
+                report.problem(certificate_exit_code(problem), &problem.to_string());
+            }
+        }
+    }
+    tls_section(&mut report, &config);
+    kernel(&mut report);
+    worker_section(&mut report, &config);
+    if report.problems.is_empty() {
+        report.heading("Everything that can be checked without starting is in order.");
+    }
+    report
+}
+
+fn configuration_problems(report: &mut Report, error: &ConfigError) {
+    match error {
+        ConfigError::Unreadable { source, .. } => {
+            let code = match source.kind() {
+                ErrorKind::PermissionDenied => exit::PERMISSION,
+                _ => exit::CONFIG,
+            };
+            report.problem(code, &error.to_string());
+        }
+        ConfigError::Invalid(problems) => {
+            for problem in problems {
+                report.problem(exit::CONFIG, &problem.to_string());
+            }
+        }
+    }
+}
+
+fn certificate_exit_code(problem: &CertificateProblem) -> u8 {
+    match problem.fault {
+        Fault::Permission => exit::PERMISSION,
+        _ => exit::CONFIG,
+    }
+}
+
+fn listener_line(report: &mut Report, config: &Config, index: usize) {
+    let Some(listener) = config.listeners.get(index) else {
+        return;
+    };
+    let binds: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
+    let backend = config.backends.get(listener.backend);
+    let (backend, servers) = backend.map_or(("", 0), |b| (b.name.as_str(), b.servers.len()));
+    let plural = if servers == 1 { "" } else { "s" };
+    report.line(&format!(
+        "listener {} on {} -> backend {backend} ({servers} server{plural})",
+        listener.name,
+        binds.join(", "),
+    ));
+}
+
+fn certificate_section(
+    report: &mut Report,
+    config: &Config,
+    certificates: &[Description],
+    now: SystemTime,
+) {
+    report.heading("Certificates");
+    for certificate in certificates {
+        let listener = config.listeners.get(certificate.listener);
+        let listener = listener.map_or("", |listener| listener.name.as_str());
+        let path = certificate.chain.display();
+        report.line(&format!("{path} (listener {listener})"));
+        let names = match certificate.names.as_slice() {
+            [] => "none; served only as the listener's default".to_owned(),
+            names => names.join(", "),
+        };
+        report.line(&format!("    names   {names}"));
+        let issuer = if certificate.self_signed {
+            "itself (clients trust it only if told to)"
+        } else {
+            &certificate.issuer
+        };
+        let length = certificate.chain_length;
+        report.line(&format!(
+            "    key     {}; chain of {length}; issued by {issuer}",
+            certificate.key
+        ));
+        let days = certificate.days_left(now);
+        let until = date(certificate.not_after);
+        report.line(&format!("    expiry  {until}, {days} days left"));
+        if days < EXPIRY_WARNING_DAYS {
+            report.warn(&format!("{path} expires in {days} days; renew it"));
+        }
+        if !certificate.names_not_covered.is_empty() {
+            let names = certificate.names_not_covered.join(", ");
+            report.warn(&format!(
+                "{path} is to be served for {names}, which it does not list; clients will refuse it"
+            ));
+        }
+    }
+}
+
+/// A Unix time's day, in UTC.
+fn date(seconds: i64) -> String {
+    // Days since 0000-03-01 to year, month and day in the proleptic Gregorian calendar: years begin
+    // in March, so that the leap day is the last; 146,097 days are 400 years.
+    let days = seconds.div_euclid(86_400) + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (year, month) = match month {
+        0..=9 => (year_of_era + era * 400, month + 3),
+        _ => (year_of_era + era * 400 + 1, month - 9),
+    };
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+fn tls_section(report: &mut Report, config: &Config) {
+    let order = suite_order(&config.tls, Cpu::detect());
+    report.heading("TLS");
+    report.line("cipher suites, in the order that decides:");
+    for name in &order.names {
+        report.line(&format!("    {name}"));
+    }
+    report.line(&format!("why: {}", order.why));
+    let groups = config.tls.groups.join(", ");
+    report.line(&format!(
+        "groups: {groups} (among those that the client offers too, the client's order decides)"
+    ));
+}
+
+/// What the kernel must have. `sys::probe` adds the ring's features here.
+fn kernel(report: &mut Report) {
+    report.heading("Kernel");
+    match probe::report() {
+        Ok(found) => {
+            report.line(&format!(
+                "release {}; {} or newer is needed, and io_uring works",
+                found.kernel,
+                probe::KERNEL_MIN
+            ));
+            for feature in &found.features {
+                let has = if feature.available { "yes" } else { "no " };
+                report.line(&format!(
+                    "{has}  {:<34} since {:<5} {}",
+                    feature.name, feature.since, feature.purpose
+                ));
+            }
+        }
+        Err(error) => {
+            let code = match error {
+                ProbeError::Memory { .. } => exit::OS,
+                _ => exit::UNAVAILABLE,
+            };
+            report.problem(code, &error.to_string());
+        }
+    }
+    let somaxconn = capacity::sysctl("net/core/somaxconn").unwrap_or(0);
+    report.line(&format!("net.core.somaxconn {somaxconn} (cuts every listener's backlog)"));
+}
+
+fn worker_section(report: &mut Report, config: &Config) {
+    let workers = match topology::workers(&config.workers) {
+        Ok(workers) => workers,
+        Err(error) => return report.problem(exit::CONFIG, &error.to_string()),
+    };
+    report.heading("Workers");
+    let count = workers.len();
+    let pinned: Option<Vec<usize>> = workers.iter().copied().collect();
+    match pinned {
+        Some(cpus) => {
+            let cpus = topology::show_cpus(&cpus);
+            report.line(&format!("{count}, pinned to CPU {cpus}"));
+        }
+        None => report.warn(&format!(
+            "{count} workers are more than the CPUs this process may use: none will be pinned"
+        )),
+    }
+    let connections = match capacity::connections_per_worker(&config.limits, count) {
+        Ok(connections) => connections,
+        Err(error) => {
+            let code = match error {
+                CapacityError::Limits(_) => exit::OS,
+                _ => exit::CONFIG,
+            };
+            return report.problem(code, &error.to_string());
+        }
+    };
+    limit_section(report, config, count, connections);
+}
+
+/// A limit and the connections it allows in this process; `None`: it sets no bound.
+struct Bound {
+    name: &'static str,
+    live: String,
+    connections: u64,
+}
+
+fn limit_section(report: &mut Report, config: &Config, workers: usize, connections: u32) {
+    let Ok(grants) = capacity::grants() else {
+        return;
+    };
+    let count = u64::try_from(workers).unwrap_or(u64::MAX);
+    let per_worker =
+        |descriptors: u64| (descriptors / DESCRIPTORS_PER_CONNECTION).saturating_mul(count);
+    let auto = if config.limits.connections_per_worker.is_none() { " (auto)" } else { "" };
+    let mut bounds = vec![
+        Bound {
+            name: "limits.connections_per_worker",
+            live: format!("{connections}{auto}"),
+            connections: u64::from(connections).saturating_mul(count),
+        },
+        Bound {
+            name: "RLIMIT_NOFILE, per worker",
+            live: grants.nofile.to_string(),
+            connections: per_worker(grants.nofile),
+        },
+        Bound {
+            name: "fs.nr_open (bounds RLIMIT_NOFILE)",
+            live: grants.nr_open.to_string(),
+            connections: per_worker(grants.nr_open),
+        },
+        Bound {
+            name: "fs.file-max, whole machine",
+            live: grants.file_max.to_string(),
+            connections: grants.file_max / DESCRIPTORS_PER_CONNECTION,
+        },
+        Bound {
+            name: "direct descriptors of a ring",
+            live: (2 * CONNECTIONS_PER_WORKER_MAX).to_string(),
+            connections: u64::from(CONNECTIONS_PER_WORKER_MAX).saturating_mul(count),
+        },
+    ];
+    bounds.extend(ports(config));
+    bounds.sort_by_key(|bound| bound.connections);
+    report.heading("Connections this process can hold, and what stops it, first to last");
+    report.line(&format!("{:<36} {:>20} {:>20}", "limit", "live value", "connections"));
+    for Bound { name, live, connections } in &bounds {
+        report.line(&format!("{name:<36} {live:>20} {connections:>20}"));
+    }
+    report.line(
+        "RLIMIT_MEMLOCK stops none: since kernel 5.12 it counts registered buffers only, \
+                 and the workers register none",
+    );
+}
+
+/// Connections to one address of a server need a local port each; Unix sockets need none.
+fn ports(config: &Config) -> Option<Bound> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut range = text.split_whitespace();
+    let first: u64 = range.next()?.parse().ok()?;
+    let last: u64 = range.next()?.parse().ok()?;
+    let mut addresses = Vec::new();
+    for server in config.backends.iter().flat_map(|backend| &backend.servers) {
+        match &server.address {
+            ServerAddress::Unix(_) => return None,
+            host @ ServerAddress::Host { .. } if addresses.contains(&host) => {}
+            host @ ServerAddress::Host { .. } => addresses.push(host),
+        }
+    }
+    let servers = u64::try_from(addresses.len()).ok()?;
+    let each = (last + 1).saturating_sub(first);
+    Some(Bound {
+        name: "local ports, per server address",
+        live: format!("{first}-{last}"),
+        connections: each.saturating_mul(servers),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// A directory with a certificate for `a.example`, valid until 2060-01-01, and a configuration.
+fn site(more: &str) -> (TempDir, PathBuf) {
+    let directory = TempDir::new().expect("directory");
+    let key = rcgen::KeyPair::generate().expect("key");
+    let mut leaf = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).expect("names");
+    leaf.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    leaf.not_after = rcgen::date_time_ymd(2060, 1, 1);
+    let leaf = leaf.self_signed(&key).expect("certificate").pem();
+    std::fs::write(directory.path().join("chain.pem"), leaf).expect("written");
+    std::fs::write(directory.path().join("key.pem"), key.serialize_pem()).expect("written");
+    let text = format!(
+        "[[listener]]\nname = \"https\"\nbind = [\"127.0.0.1:8443\"]\nbackend = \"app\"\n\
+         [[listener.certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n\
+         [[backend]]\nname = \"app\"\n[[backend.server]]\naddress = \"127.0.0.1:8080\"\n{more}"
+    );
+    let path = directory.path().join("portcullis.toml");
+    std::fs::write(&path, text).expect("written");
+    (directory, path)
+}
+
+fn fits_the_terminal(report: &Report) {
+    for line in report.text.lines().chain(report.problems.lines()) {
+        let longest_word = line.split(' ').map(str::len).max().unwrap_or(0);
+        assert!(line.chars().count() <= WIDTH.max(longest_word + 8), "{line}");
+    }
+}
+
+#[test]
+fn good_configuration_is_shown_and_exits_with_zero() {
+    let (_directory, path) = site("[limits]\nconnections_per_worker = 10\n");
+    let report = report(&path, SystemTime::now());
+    assert_eq!(report.problems, "");
+    assert_eq!(report.exit_code, exit::OK);
+    for part in [
+        "names   a.example",
+        "ECDSA P-256",
+        "2060-01-01",
+        "TLS_AES_128_GCM_SHA256",
+        "X25519MLKEM768",
+        "pinned to CPU",
+        "RLIMIT_NOFILE",
+    ] {
+        assert!(report.text.contains(part), "{part}: {}", report.text);
+    }
+    assert!(!report.text.contains("warning"), "{}", report.text);
+    fits_the_terminal(&report);
+}
+
+#[test]
+fn limits_stand_in_the_order_in_which_they_bite() {
+    let (_directory, path) = site("[limits]\nconnections_per_worker = 10\n");
+    let report = report(&path, SystemTime::now());
+    let (_, table) = report.text.split_once("live value").expect("the table");
+    let rows = table.lines().skip(1).take(6);
+    let allowed: Vec<u64> = rows
+        .map(|row| row.split_whitespace().last().expect("a number").parse().expect("a number"))
+        .collect();
+    assert!(allowed.is_sorted(), "{allowed:?}");
+    assert_eq!(allowed.len(), 6);
+    let first = table.lines().nth(1).expect("a row");
+    assert!(first.contains("limits.connections_per_worker"), "{first}");
+}
+
+#[test]
+fn certificates_warn_from_two_weeks_before_their_expiry() {
+    let (_directory, path) = site("");
+    let expiry = UNIX_EPOCH + Duration::from_secs(2_840_140_800);
+    let day = Duration::from_secs(86_400);
+    let soon = report(&path, expiry - 13 * day);
+    assert!(soon.text.contains("expires in 13 days"), "{}", soon.text);
+    assert!(!report(&path, expiry - 14 * day).text.contains("warning: "));
+    let late = report(&path, expiry + day);
+    assert_eq!(late.exit_code, exit::CONFIG);
+    assert!(late.problems.contains("expired"), "{}", late.problems);
+}
+
+#[test]
+fn each_kind_of_failure_has_its_exit_code() {
+    let now = SystemTime::now();
+    let missing = report(Path::new("/nonexistent/portcullis.toml"), now);
+    assert_eq!(missing.exit_code, exit::CONFIG);
+    let (_directory, path) = site("[timeouts]\nidle = 5\n");
+    let invalid = report(&path, now);
+    assert_eq!(invalid.exit_code, exit::CONFIG);
+    assert!(invalid.problems.contains("timeouts.idle = 5"), "{}", invalid.problems);
+    let (directory, path) = site("");
+    std::fs::remove_file(directory.path().join("key.pem")).expect("removed");
+    let no_key = report(&path, now);
+    assert_eq!(no_key.exit_code, exit::CONFIG);
+    assert!(no_key.problems.contains("key.pem"), "{}", no_key.problems);
+    assert!(no_key.text.contains("pinned to CPU"), "the rest is shown: {}", no_key.text);
+    let (_directory, path) = site("[workers]\ncpus = \"8191\"\n");
+    let foreign = report(&path, now);
+    assert_eq!(foreign.exit_code, exit::CONFIG);
+    assert!(foreign.problems.contains("CPU 8191"), "{}", foreign.problems);
+    for report in [missing, invalid, no_key, foreign] {
+        fits_the_terminal(&report);
+    }
+}
+
+#[test]
+fn names_that_the_certificate_does_not_cover_are_warned_of() {
+    let (_directory, path) = site("");
+    let text = std::fs::read_to_string(&path).expect("text");
+    let named = "key = \"key.pem\"\nnames = [\"a.example\", \"b.example\"]";
+    std::fs::write(&path, text.replace("key = \"key.pem\"", named)).expect("written");
+    let report = report(&path, SystemTime::now());
+    assert_eq!(report.exit_code, exit::OK);
+    let text = report.text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("is to be served for b.example"), "{text}");
+}
+
+#[test]
+fn dates_are_those_of_the_calendar() {
+    assert_eq!(date(0), "1970-01-01");
+    assert_eq!(date(951_782_400), "2000-02-29");
+    assert_eq!(date(2_840_140_800), "2060-01-01");
+    assert_eq!(date(4_107_542_399), "2100-02-28");
+    assert_eq!(date(4_107_542_400), "2100-03-01");
+    assert_eq!(date(-1), "1969-12-31");
+}

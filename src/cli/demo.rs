@@ -1,0 +1,303 @@
+//! `portcullis demo`: a certificate, an origin and a live count, with nothing but the binary.
+
+mod origin;
+
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::say;
+use crate::config::{
+    Backend, CertificateFiles, Config, Limits, Listener, Log, Position, ProxyVersion, Server,
+    ServerAddress, Timeouts, Tls, TlsVersion, UnknownName, Workers,
+};
+use crate::control::failure::Failure;
+use crate::control::{self, Ended, Moment};
+use crate::telemetry::exposition::Process;
+use crate::telemetry::labels::{HandshakeOutcome, Label, State};
+use crate::telemetry::log;
+
+/// Runs the demo until Ctrl-C.
+pub(super) fn demo(listen: SocketAddr) -> Result<Ended, Failure> {
+    log::init(tracing::Level::WARN);
+    let os = |what| move |source| Failure::Os { what, source };
+    let files = Files::make(listen).map_err(os("write the demo's certificate"))?;
+    let origin = origin::start().map_err(os("start the demo's origin"))?;
+    let mut display = Display::new();
+    let config = config(listen, origin, &files);
+    let ended = control::run(config, |moment, process| match moment {
+        Moment::Ready(listening) => {
+            for address in listening {
+                invite(*address, &files.chain);
+            }
+        }
+        Moment::Second | Moment::Draining => display.show(&Count::of(process)),
+        Moment::Ended => display.finish(&Count::of(process)),
+    });
+    if let Err(Failure::Address(_)) = &ended {
+        say("`portcullis demo --listen 127.0.0.1:0` takes any port that is free.");
+    }
+    ended
+}
+
+fn invite(address: SocketAddr, chain: &Path) {
+    let host = if address.ip().is_loopback() && address.is_ipv4() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
+    };
+    say(&format!(
+        "Portcullis {} listens on {address} with a self-signed certificate. Try, elsewhere:\n\n    \
+         curl --cacert {} https://{host}/\n\nCtrl-C ends it.\n",
+        env!("CARGO_PKG_VERSION"),
+        chain.display()
+    ));
+}
+
+/// The certificate and key, in a directory that only this user can read, gone at the end.
+struct Files {
+    directory: PathBuf,
+    chain: PathBuf,
+    key: PathBuf,
+}
+
+impl Files {
+    fn make(listen: SocketAddr) -> std::io::Result<Self> {
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        let ip = listen.ip();
+        if !ip.is_loopback() && !ip.is_unspecified() {
+            names.push(ip.to_string());
+        }
+        let made = rcgen::generate_simple_self_signed(names).map_err(std::io::Error::other)?;
+        let template = std::env::temp_dir().join("portcullis-demo-XXXXXX");
+        let directory = nix::unistd::mkdtemp(&template)?;
+        let files = Self {
+            chain: directory.join("certificate.pem"),
+            key: directory.join("key.pem"),
+            directory,
+        };
+        write_private(&files.chain, &made.cert.pem())?;
+        write_private(&files.key, &made.signing_key.serialize_pem())?;
+        Ok(files)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            tracing::warn!("cannot remove {}: {error}", self.directory.display());
+        }
+    }
+}
+
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+/// What the counters say, summed over the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    open: u64,
+    accepted: u64,
+    handshakes: u64,
+    failed: u64,
+    inbound_bytes: u64,
+    outbound_bytes: u64,
+}
+
+impl Count {
+    fn of(process: &Process) -> Self {
+        let outcomes = |ok: bool| {
+            HandshakeOutcome::ALL
+                .iter()
+                .filter(|outcome| (**outcome == HandshakeOutcome::Ok) == ok)
+                .map(|outcome| process.sum(|counters| counters.handshakes.of(*outcome).get()))
+                .sum()
+        };
+        Self {
+            open: State::ALL
+                .iter()
+                .map(|state| process.sum(|counters| counters.connections.of(*state).get()))
+                .sum(),
+            accepted: process.sum(|counters| counters.accepted.get()),
+            handshakes: outcomes(true),
+            failed: outcomes(false),
+            inbound_bytes: process.sum(|counters| counters.inbound_bytes.get()),
+            outbound_bytes: process.sum(|counters| counters.outbound_bytes.get()),
+        }
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "connections {} open, {} in all | handshakes {} ok, {} failed | {} in, {} out",
+            self.open,
+            self.accepted,
+            self.handshakes,
+            self.failed,
+            Bytes(self.inbound_bytes),
+            Bytes(self.outbound_bytes)
+        )
+    }
+}
+
+/// Bytes for human eyes.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut tenths = self.0.saturating_mul(10);
+        if self.0 < 1024 {
+            return write!(f, "{} B", self.0);
+        }
+        for unit in ["KiB", "MiB", "GiB"] {
+            tenths /= 1024;
+            if tenths < 10 * 1024 {
+                return write!(f, "{}.{} {unit}", tenths / 10, tenths % 10);
+            }
+        }
+        tenths /= 1024;
+        write!(f, "{}.{} TiB", tenths / 10, tenths % 10)
+    }
+}
+
+/// The live line: rewritten in place on a terminal, a new line for each change elsewhere.
+struct Display {
+    terminal: bool,
+    last: Option<Count>,
+}
+
+impl Display {
+    fn new() -> Self {
+        Self { terminal: std::io::stdout().is_terminal(), last: None }
+    }
+
+    fn show(&mut self, count: &Count) {
+        let mut stdout = std::io::stdout().lock();
+        if let Some(text) = self.line(count) {
+            // A closed standard output does not end the demo.
+            let _unseen = write!(stdout, "{text}").and_then(|()| stdout.flush());
+        }
+    }
+
+    /// What to print now; `None`: nothing has changed.
+    fn line(&mut self, count: &Count) -> Option<String> {
+        if self.last.replace(*count).as_ref() == Some(count) {
+            return None;
+        }
+        Some(if self.terminal {
+            // Back to the line's start, and erase what was longer.
+            format!("\r{count}\x1b[K")
+        } else {
+            format!("{count}\n")
+        })
+    }
+
+    fn finish(&mut self, count: &Count) {
+        self.show(count);
+        if self.terminal {
+            say("");
+        }
+        say(&format!("Ended: {count}"));
+    }
+}
+
+fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
+    // Nobody wrote a file that an error could point into.
+    let at = |key: &str| Position { file: "(demo)".into(), line: 0, key: key.into() };
+    Config {
+        workers: Workers { count: None, cpus: None },
+        listeners: vec![Listener {
+            name: "demo".into(),
+            bind: vec![listen],
+            backend: 0,
+            alpn: vec!["http/1.1".into()],
+            backlog: 4096,
+            unknown_name: UnknownName::Default,
+            certificates: vec![CertificateFiles {
+                chain: files.chain.clone(),
+                key: files.key.clone(),
+                names: Vec::new(),
+                chain_at: at("chain"),
+                key_at: at("key"),
+            }],
+        }],
+        backends: vec![Backend {
+            name: "origin".into(),
+            servers: vec![Server {
+                address: ServerAddress::Host { host: origin.ip().to_string(), port: origin.port() },
+                address_at: at("address"),
+            }],
+            // So that the origin can tell who really asks.
+            send_proxy_protocol: Some(ProxyVersion::V1),
+        }],
+        tls: Tls {
+            versions: vec![TlsVersion::Tls12, TlsVersion::Tls13],
+            cipher_suites: None,
+            groups: ["X25519MLKEM768", "X25519", "P-256", "P-384"].map(str::to_owned).to_vec(),
+        },
+        limits: Limits { connections_per_worker: None, client_hello_bytes: 16 * 1024 },
+        timeouts: Timeouts {
+            handshake: Duration::from_secs(10),
+            connect: Duration::from_secs(5),
+            idle: Duration::from_secs(300),
+            half_closed: Duration::from_secs(30),
+            // Whoever presses Ctrl-C wants it to end.
+            drain: Duration::from_secs(2),
+        },
+        admin: None,
+        access_log: None,
+        log: Log { level: tracing::Level::WARN },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_key_is_private_and_gone_at_the_end() {
+        let files = Files::make("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&files.key), 0o600);
+        assert_eq!(mode(&files.directory), 0o700);
+        let directory = files.directory.clone();
+        drop(files);
+        assert!(!directory.exists());
+    }
+
+    #[test]
+    fn the_line_tells_changes_only() {
+        let process = Process::new(1, std::time::SystemTime::now());
+        let counters = &process.workers[0].counters;
+        let mut display = Display { terminal: false, last: None };
+        assert!(display.line(&Count::of(&process)).is_some());
+        assert_eq!(display.line(&Count::of(&process)), None);
+        counters.connections.of(State::Relay).add(1);
+        counters.accepted.add(3);
+        counters.handshakes.of(HandshakeOutcome::Ok).add(2);
+        counters.handshakes.of(HandshakeOutcome::PlainHttp).add(1);
+        counters.inbound_bytes.add(1536);
+        assert_eq!(
+            display.line(&Count::of(&process)).unwrap(),
+            "connections 1 open, 3 in all | handshakes 2 ok, 1 failed | 1.5 KiB in, 0 B out\n"
+        );
+    }
+
+    #[test]
+    fn bytes_keep_one_decimal() {
+        assert_eq!(Bytes(1023).to_string(), "1023 B");
+        assert_eq!(Bytes(1024).to_string(), "1.0 KiB");
+        assert_eq!(Bytes(1024 * 1024 * 5 / 2).to_string(), "2.5 MiB");
+        assert_eq!(Bytes(1 << 50).to_string(), "1024.0 TiB");
+    }
+}

@@ -1,0 +1,15 @@
+//! `portcullis run`.
+
+use std::path::Path;
+
+use crate::config::Config;
+use crate::control::failure::Failure;
+use crate::control::{self, Ended};
+use crate::telemetry::log;
+
+/// Serves as the file says.
+pub(super) fn run(path: &Path) -> Result<Ended, Failure> {
+    let config = Config::load(path)?;
+    log::init(config.log.level);
+    control::run(config, |_, _| {})
+}

@@ -1,0 +1,43 @@
+//! Every default, with its unit and its reason. `portcullis.example.toml` says the same to an
+//! operator; a test compares the two.
+
+use std::time::Duration;
+
+/// `listener.backlog`, connections per worker. Covers 40 ms of a flood of 100,000 connections a
+/// second; the kernel cuts it to `net.core.somaxconn`, whose own default is 4096 too.
+pub const BACKLOG_CONNECTIONS: u32 = 4096;
+
+/// `tls.groups`: the hybrid against recording today and decrypting later, X25519 and P-256 for
+/// speed, P-384 for clients bound to a profile. Among those that the client offers too, the
+/// *client's* order decides: it has sent key shares for its favourites, and another choice would
+/// cost a round trip (RFC 8446 section 4.1.4).
+pub const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
+
+/// `limits.client_hello_bytes`. A `ClientHello` with a post-quantum key share, a ticket and
+/// Encrypted Client Hello has 2 to 3 KB; 16 KiB is one full record.
+pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
+
+/// `timeouts.handshake`. Three round trips of a bad mobile link (1 s each) and two lost packets
+/// fit; who needs longer is most likely a slowloris.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// `timeouts.connect`, each try. In a data centre a connect takes under 1 ms; 5 s lets two lost
+/// SYNs be sent again (after 1 s and 3 s).
+pub const CONNECT: Duration = Duration::from_secs(5);
+
+/// `timeouts.idle`. Longer than the keep-alive of common HTTP servers (nginx 75 s, Apache 5 s) and
+/// no shorter than browsers keep a socket (5 min), so that those who know whether a connection is
+/// of use end it, and we reap only the dead; shorter than the 350 s at which large clouds' address
+/// translation forgets a flow silently.
+pub const IDLE: Duration = Duration::from_secs(5 * 60);
+
+/// `timeouts.half_closed`. After one side has ended, an answer still being computed may take a
+/// while, but a peer that is gone must not hold two descriptors for the whole of `idle`.
+pub const HALF_CLOSED: Duration = Duration::from_secs(30);
+
+/// `timeouts.drain`. Most requests end within it, and it is well below the 90 s after which
+/// systemd kills what does not stop.
+pub const DRAIN: Duration = Duration::from_secs(30);
+
+/// `log.level`: start-up, reloads, state changes; never one line per connection.
+pub const LOG_LEVEL: tracing::Level = tracing::Level::INFO;

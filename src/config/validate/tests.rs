@@ -1,0 +1,321 @@
+use std::path::Path;
+
+use super::*;
+use crate::config::{ConfigError, ServerAddress, UnknownName};
+
+const SMALLEST: &str = r#"
+[[listener]]
+name = "https"
+bind = ["0.0.0.0:443", "[::]:443"]
+backend = "app"
+[[listener.certificate]]
+chain = "/etc/portcullis/fullchain.pem"
+key = "privkey.pem"
+[[backend]]
+name = "app"
+[[backend.server]]
+address = "127.0.0.1:8080"
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/p/portcullis.toml"))
+}
+
+/// The report for the smallest file with one text replaced.
+fn report(from: &str, to: &str) -> String {
+    assert!(SMALLEST.contains(from));
+    report_of(&SMALLEST.replace(from, to))
+}
+
+/// The report for the smallest file with a text after it.
+fn report_with(more: &str) -> String {
+    report_of(&format!("{SMALLEST}{more}"))
+}
+
+fn report_of(text: &str) -> String {
+    parse(text).expect_err("has a problem").to_string()
+}
+
+#[test]
+fn smallest_file_gets_every_default() {
+    let config = parse(SMALLEST).expect("valid");
+    assert_eq!(config.workers, Workers { count: None, cpus: None });
+    let listener = &config.listeners[0];
+    assert_eq!(listener.bind.len(), 2);
+    assert_eq!((listener.backend, listener.backlog), (0, 4096));
+    assert_eq!(listener.unknown_name, UnknownName::Default);
+    assert!(listener.alpn.is_empty());
+    assert_eq!(config.tls.versions, [TlsVersion::Tls12, TlsVersion::Tls13]);
+    assert_eq!(config.tls.cipher_suites, None);
+    assert_eq!(config.limits.client_hello_bytes, 16 * 1024);
+    assert_eq!(config.timeouts.idle, Duration::from_mins(5));
+    assert_eq!(config.admin, None);
+    assert_eq!(config.log.level, tracing::Level::INFO);
+}
+
+#[test]
+fn relative_paths_start_at_the_configuration_file() {
+    let config = parse(SMALLEST).expect("valid");
+    let files = &config.listeners[0].certificates[0];
+    assert_eq!(files.key, Path::new("/etc/p/privkey.pem"));
+    assert_eq!(files.chain, Path::new("/etc/portcullis/fullchain.pem"));
+    assert_eq!(files.key_at.key, "listener[0].certificate[0].key");
+    assert_eq!(files.key_at.line, 8);
+}
+
+#[test]
+fn unknown_backend_names_file_line_key_value_and_choices() {
+    assert_eq!(
+        report("backend = \"app\"", "backend = \"ap\""),
+        "/etc/p/portcullis.toml:5: listener[0].backend = \"ap\": no backend has this name; \
+         backends are: \"app\""
+    );
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_the_order_of_the_file() {
+    let text = SMALLEST.replace("0.0.0.0:443", "0.0.0.0") + "[timeouts]\nidle = \"5\"\nidel = 3\n";
+    let report = report_of(&text);
+    let paragraphs: Vec<&str> = report.split("\n\n").collect();
+    assert_eq!(paragraphs.len(), 3, "{report}");
+    assert!(paragraphs[0].contains(":4: listener[0].bind[0] = \"0.0.0.0\": "), "{report}");
+    assert!(paragraphs[1].contains(":14: timeouts.idle = \"5\": "), "{report}");
+    assert!(paragraphs[1].contains("\"10ms\" to \"7d\""), "{report}");
+    assert!(paragraphs[2].contains("unknown key; did you mean \"idle\"?"), "{report}");
+}
+
+#[test]
+fn syntax_errors_name_their_line() {
+    let report = report_of("[tls]\nversions = [\n\n[log]\nlevel = nope\n");
+    assert!(report.contains("portcullis.toml:5: not TOML: "), "{report}");
+}
+
+#[test]
+fn an_empty_file_says_what_is_missing() {
+    let report = report_of("");
+    assert!(report.contains("listener: is missing"), "{report}");
+    assert!(report.contains("backend: is missing"), "{report}");
+}
+
+#[test]
+fn missing_keys_are_named_at_their_table() {
+    let report = report("chain = \"/etc/portcullis/fullchain.pem\"\n", "");
+    assert!(report.contains(":6: listener[0].certificate[0].chain: is missing"), "{report}");
+    let report = report_of("[[listener]]\n[[backend]]\n[admin]\n");
+    for key in [
+        "listener[0].name",
+        "listener[0].bind",
+        "listener[0].backend",
+        "listener[0].certificate",
+        "backend[0].name",
+        "backend[0].server",
+        "admin.bind",
+    ] {
+        assert!(report.contains(&format!(" {key}: is missing")), "{key}: {report}");
+    }
+}
+
+#[test]
+fn whatever_stands_twice_is_refused() {
+    let twice = "\"0.0.0.0:443\", \"0.0.0.0:443\"";
+    assert!(report("\"0.0.0.0:443\"", twice).contains("this address is taken"));
+    assert!(
+        report_with("[admin]\nbind = \"0.0.0.0:443\"").contains("listener[0].bind[0] in line 4")
+    );
+    let again = "[[backend]]\nname = \"app\"\n[[backend.server]]\naddress = \"a:1\"\n";
+    assert!(report_with(again).contains("this name is taken by line 10"));
+    let again = "[[backend.server]]\naddress = \"127.0.0.1:8080\"\n";
+    assert!(report_with(again).contains("twice"));
+    assert!(report_with("[tls]\ngroups = [\"X25519\", \"X25519\"]").contains("twice"));
+    let names = "key = \"k\"\nnames = [\"a.example\", \"A.example.\"]";
+    assert!(report("key = \"privkey.pem\"", names).contains("names[1]"));
+    let listener = SMALLEST.split("[[backend]]").next().expect("first part");
+    assert!(
+        report_with(&listener.replace(":443", ":444")).contains("this name is taken by line 3")
+    );
+}
+
+/// What is written, how the report shows it, and what it says is accepted.
+const OUT_OF_RANGE: &[(&str, &str, &str)] = &[
+    ("[workers]\ncount = 0", "workers.count = 0", "from 1 to 1024"),
+    ("[workers]\ncount = \"many\"", "workers.count = \"many\"", "\"auto\" or a number"),
+    ("[workers]\ncount = -1", "workers.count = -1", "from 1 to 1024"),
+    ("[workers]\ncpus = \"3-1\"", "workers.cpus = \"3-1\"", "2-7,10"),
+    ("[workers]\ncpus = 3", "workers.cpus = 3", "2-7,10"),
+    ("[workers]\ncount = 3\ncpus = \"0,1\"", "workers.cpus", "names 2 CPUs"),
+    ("[limits]\nclient_hello_bytes = \"1KiB\"", "= \"1KiB\"", "\"2KiB\""),
+    ("[limits]\nclient_hello_bytes = 4096", "= 4096", "\"2KiB\""),
+    ("[limits]\nconnections_per_worker = 524289", "= 524289", "524288"),
+    ("[timeouts]\nhandshake = \"0s\"", "timeouts.handshake = \"0s\"", "\"10ms\" to \"5m\""),
+    ("[timeouts]\ndrain = 5", "timeouts.drain = 5", "\"0s\" to \"7d\""),
+    ("[tls]\nversions = []", "tls.versions = []", "must not be empty"),
+    ("[tls]\nversions = [\"1.1\"]", "tls.versions[0] = \"1.1\"", "\"1.2\" and \"1.3\""),
+    ("[tls]\ngroups = [\"X448\"]", "tls.groups[0] = \"X448\"", "X25519MLKEM768"),
+    ("[tls]\ncipher_suites = [\"RC4\"]", "= \"RC4\"", "TLS_AES_128_GCM_SHA256"),
+    ("[tls]\ngroups = [\"X25519MLKEM768\"]", "tls.groups", "no group of TLS 1.2"),
+    (
+        "[tls]\ncipher_suites = [\"TLS_AES_128_GCM_SHA256\"]",
+        "tls.cipher_suites",
+        "no suite of TLS 1.2",
+    ),
+    ("[log]\nlevel = \"trace\"", "log.level = \"trace\"", "\"debug\""),
+    ("[access_log]\npath = \"\"", "access_log.path", "standard output"),
+    ("log = 1", "server[0].log", "unknown key"),
+];
+
+#[test]
+fn values_out_of_range_name_what_is_accepted() {
+    for (more, key, accepted) in OUT_OF_RANGE {
+        let report = report_with(more);
+        assert!(report.contains(key), "{more}: {report}");
+        assert!(report.contains(accepted), "{more}: {report}");
+        assert!(!report.contains("\n\n"), "one problem only: {report}");
+    }
+}
+
+#[test]
+fn addresses_that_cannot_work_are_refused() {
+    for (bad, why) in [
+        ("*:443", "ip:port"),
+        ("0.0.0.0:0", "port 0"),
+        ("[::ffff:10.0.0.1]:443", "IPv4 address itself"),
+    ] {
+        assert!(report("0.0.0.0:443", bad).contains(why), "{bad}");
+    }
+    for (bad, why) in [
+        ("127.0.0.1", "host:port"),
+        ("::1:80", "[ip]:port"),
+        ("[nope]:80", "brackets"),
+        ("host:0", "1 to 65535"),
+        ("host:70000", "1 to 65535"),
+        ("unix:relative", "absolute path"),
+        ("unix:@abstract", "absolute path"),
+        ("http://host:80", "host:port"),
+    ] {
+        assert!(report("127.0.0.1:8080", bad).contains(why), "{bad}");
+    }
+}
+
+#[test]
+fn addresses_of_every_kind_are_accepted() {
+    for (text, host) in [("app.internal:80", "app.internal"), ("[::1]:80", "::1")] {
+        let config = parse(&SMALLEST.replace("127.0.0.1:8080", text)).expect("valid");
+        let address = &config.backends[0].servers[0].address;
+        let host = host.to_owned();
+        assert_eq!(*address, ServerAddress::Host { host, port: 80 });
+    }
+    let config = parse(&SMALLEST.replace("127.0.0.1:8080", "unix:/run/app.sock")).expect("valid");
+    let address = &config.backends[0].servers[0].address;
+    assert_eq!(*address, ServerAddress::Unix("/run/app.sock".into()));
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = SMALLEST.replace(
+        "backend = \"app\"",
+        "backend = \"app\"\nalpn = [\"h2\"]\n\
+        backlog = 7\nunknown_name = \"refuse\"",
+    ) + "[workers]\ncount = 2\ncpus = \"2-3\"\n\
+        [tls]\nversions = [\"1.3\"]\ncipher_suites = [\"TLS_AES_256_GCM_SHA384\"]\n\
+        groups = [\"P-256\"]\n[limits]\nconnections_per_worker = 9\nclient_hello_bytes = \"4KiB\"\n\
+        [timeouts]\nhandshake = \"1s\"\nconnect = \"2s\"\nidle = \"3s\"\nhalf_closed = \"4s\"\n\
+        drain = \"0s\"\n[admin]\nbind = \"127.0.0.1:9443\"\n[access_log]\npath = \"-\"\n\
+        [log]\nlevel = \"debug\"\n";
+    let config = parse(&text).expect("valid");
+    assert_eq!(config.workers, Workers { count: Some(2), cpus: Some(vec![2, 3]) });
+    let listener = &config.listeners[0];
+    assert_eq!((listener.backlog, listener.unknown_name), (7, UnknownName::Refuse));
+    assert_eq!(listener.alpn, ["h2"]);
+    assert_eq!(
+        config.tls,
+        Tls {
+            versions: vec![TlsVersion::Tls13],
+            cipher_suites: Some(vec!["TLS_AES_256_GCM_SHA384".to_owned()]),
+            groups: vec!["P-256".to_owned()],
+        }
+    );
+    assert_eq!(config.limits, Limits { connections_per_worker: Some(9), client_hello_bytes: 4096 });
+    let seconds = Duration::from_secs;
+    assert_eq!(
+        config.timeouts,
+        Timeouts {
+            handshake: seconds(1),
+            connect: seconds(2),
+            idle: seconds(3),
+            half_closed: seconds(4),
+            drain: seconds(0)
+        }
+    );
+    assert_eq!(config.admin, Some(Admin { bind: "127.0.0.1:9443".parse().expect("address") }));
+    assert_eq!(config.access_log, Some(AccessLog { path: "-".into() }));
+    assert_eq!(config.log.level, tracing::Level::DEBUG);
+}
+
+/// The example with every optional key written out means what it means with all of them left out.
+#[test]
+fn example_file_shows_the_defaults() {
+    let example = include_str!("../../../portcullis.example.toml");
+    let as_is = parse(example).unwrap_or_else(|error| panic!("{error}"));
+    let lines: Vec<&str> =
+        example.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect();
+    let commented_in = lines.join(
+        "
+",
+    ) + "
+";
+    assert_ne!(commented_in, example, "optional keys are marked with \"#: \"");
+    let all = parse(&commented_in).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(as_is.workers, all.workers);
+    assert_eq!(as_is.tls, all.tls);
+    assert_eq!(as_is.limits, all.limits);
+    assert_eq!(as_is.timeouts, all.timeouts);
+    assert_eq!(as_is.log, all.log);
+    let smallest = parse(SMALLEST).expect("valid");
+    assert_eq!(as_is.timeouts, smallest.timeouts);
+    for config in [&as_is, &all] {
+        let listener = &config.listeners[0];
+        assert_eq!(listener.backlog, defaults::BACKLOG_CONNECTIONS);
+        assert_eq!(listener.unknown_name, UnknownName::Default);
+        assert!(listener.alpn.is_empty());
+    }
+}
+
+#[test]
+fn example_file_documents_every_key() {
+    let example = include_str!("../../../portcullis.example.toml");
+    let has = |key: &str| {
+        example.lines().any(|line| {
+            let line = line.trim_start_matches(['#', ':', ' ']);
+            line.split_once(" = ").is_some_and(|(written, _)| written == key)
+        })
+    };
+    for key in [
+        "count",
+        "cpus",
+        "name",
+        "bind",
+        "backend",
+        "alpn",
+        "backlog",
+        "unknown_name",
+        "chain",
+        "key",
+        "names",
+        "address",
+        "send_proxy_protocol",
+        "versions",
+        "cipher_suites",
+        "groups",
+        "connections_per_worker",
+        "client_hello_bytes",
+        "handshake",
+        "connect",
+        "idle",
+        "half_closed",
+        "drain",
+        "path",
+        "level",
+    ] {
+        assert!(has(key), "{key}");
+    }
+}

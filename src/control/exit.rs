@@ -1,0 +1,19 @@
+//! Exit codes, as sysexits(3) numbers them.
+
+/// All is well.
+pub const OK: u8 = 0;
+
+/// The command line is wrong.
+pub const USAGE: u8 = 64;
+
+/// The kernel lacks something we need.
+pub const UNAVAILABLE: u8 = 69;
+
+/// The operating system refused something.
+pub const OS: u8 = 71;
+
+/// We lack a permission.
+pub const PERMISSION: u8 = 77;
+
+/// The configuration, or a file that it names, is wrong.
+pub const CONFIG: u8 = 78;

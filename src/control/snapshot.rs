@@ -1,0 +1,89 @@
+//! From configuration, certificates and resolved addresses to what the workers use.
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::tls::terms::Terms;
+use crate::worker::snapshot::{Backend, Listener, Server, Snapshot};
+
+use super::resolve::Addresses;
+
+/// Builds one snapshot. `terms` are by listener, `addresses` by backend and server; a server
+/// without an address is left out.
+///
+/// # Panics
+/// When there are not as many terms as listeners, or addresses as backends: a defect of ours.
+pub fn build(config: &Config, terms: &[Arc<Terms>], addresses: &Addresses) -> Snapshot {
+    assert_eq!(terms.len(), config.listeners.len());
+    assert_eq!(addresses.0.len(), config.backends.len());
+    let listeners = config
+        .listeners
+        .iter()
+        .zip(terms)
+        .map(|(listener, terms)| Listener {
+            terms: Arc::clone(terms),
+            backend: index(listener.backend),
+        })
+        .collect();
+    let backends = config
+        .backends
+        .iter()
+        .zip(&addresses.0)
+        .map(|(backend, servers)| Backend {
+            servers: (0..)
+                .zip(servers)
+                .flat_map(|(server, addresses)| {
+                    addresses.iter().map(move |address| Server { server, address: address.clone() })
+                })
+                .collect(),
+            send_proxy_protocol: backend.send_proxy_protocol,
+        })
+        .collect();
+    Snapshot {
+        listeners,
+        backends,
+        timeouts: config.timeouts.clone(),
+        client_hello_bytes: config.limits.client_hello_bytes,
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "a configuration of 65,536 backends is refused when it is read"
+)]
+fn index(position: usize) -> u16 {
+    u16::try_from(position).expect("fewer than 65,536 backends")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Address;
+
+    #[test]
+    fn a_server_stands_once_for_each_address_and_not_at_all_without_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = crate::control::tests::config(directory.path());
+        config.listeners.clear();
+        let server = config.backends[0].servers[0].clone();
+        config.backends[0].servers = vec![server.clone(), server.clone(), server];
+        let address = |ip: &str| Address::Inet(format!("{ip}:80").parse().unwrap());
+        let addresses = Addresses(vec![vec![
+            vec![address("10.0.0.1"), address("10.0.0.2")],
+            vec![],
+            vec![address("10.0.0.3")],
+        ]]);
+        let snapshot = build(&config, &[], &addresses);
+        let seen: Vec<(u16, &Address)> = snapshot.backends[0]
+            .servers
+            .iter()
+            .map(|server| (server.server, &server.address))
+            .collect();
+        let wanted = [
+            (0, &address("10.0.0.1")),
+            (0, &address("10.0.0.2")),
+            (2, &address("10.0.0.3")),
+        ];
+        assert_eq!(seen, wanted);
+    }
+}

@@ -1,0 +1,421 @@
+//! The worker threads: started together, told together, joined at the end. A worker is never
+//! restarted: one that panicked has shown a defect, and the process ends after draining the others.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::limits::STOP_TIMEOUT;
+use crate::sys::mailbox::{Sender, mailbox};
+use crate::sys::start::{Start, StartError};
+use crate::telemetry::exposition::Process;
+use crate::telemetry::record::Record;
+use crate::worker::Bind;
+use crate::worker::command::Command;
+use crate::worker::snapshot::Snapshot;
+
+use super::failure::Failure;
+use super::signals;
+
+/// What a worker's thread calls when it accepts connections or has failed to start.
+pub type Ready = Box<dyn FnOnce(Result<(), StartError>) + Send>;
+
+/// What all workers start with.
+#[derive(Debug)]
+pub struct Crew {
+    /// CPU of each worker; `None`: not pinned.
+    pub cpus: Vec<Option<usize>>,
+    /// Listening sockets that each of them makes.
+    pub binds: Vec<Bind>,
+    /// Connections each of them holds.
+    pub connections: u32,
+    /// The first configuration.
+    pub snapshot: Arc<Snapshot>,
+    /// The access log's queues, one per worker; empty: there is no access log.
+    pub records: Vec<rtrb::Producer<Record>>,
+}
+
+/// How a worker's thread ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Worker's number.
+    pub worker: u16,
+    /// By a panic that reached the thread.
+    pub panicked: bool,
+}
+
+enum Event {
+    Ready(u16, Result<(), StartError>),
+    Ended(End),
+}
+
+/// The control thread's hold on the workers.
+#[derive(Debug)]
+pub struct Supervisor {
+    workers: Vec<Hand>,
+    events: UnboundedReceiver<Event>,
+    process: Arc<Process>,
+}
+
+/// One worker, from outside.
+#[derive(Debug)]
+struct Hand {
+    mailbox: Sender,
+    /// Commands that found the mailbox full.
+    unsent: VecDeque<Command>,
+    /// `None`: ended and joined.
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Tells the supervisor that the thread is over, however it came to that.
+struct Farewell {
+    worker: u16,
+    events: UnboundedSender<Event>,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let end = End { worker: self.worker, panicked: std::thread::panicking() };
+        // Nobody listens any more when the process is about to exit.
+        let _unheard = self.events.send(Event::Ended(end));
+    }
+}
+
+impl Supervisor {
+    /// Starts every worker and waits until all accept connections. `body` is the worker's life on
+    /// its own thread.
+    ///
+    /// # Errors
+    /// The first worker's that failed; the others are stopped then.
+    ///
+    /// # Panics
+    /// When `process` counts another number of workers than `crew`: a defect of ours.
+    pub async fn start<B>(crew: Crew, process: Arc<Process>, body: B) -> Result<Self, Failure>
+    where
+        B: Fn(Start, Ready) + Clone + Send + 'static,
+    {
+        assert_eq!(crew.cpus.len(), process.workers.len());
+        let (sender, events) = unbounded_channel();
+        let mut supervisor = Self { workers: Vec::new(), events, process };
+        let mut records = crew.records.into_iter();
+        for (index, cpu) in (0_u16..).zip(crew.cpus) {
+            let (mailbox, receiver) = mailbox().map_err(|source| Failure::Os {
+                what: "make a worker's mailbox (eventfd)",
+                source,
+            })?;
+            let start = Start {
+                index,
+                cpu,
+                binds: crew.binds.clone(),
+                connections: crew.connections,
+                snapshot: Arc::clone(&crew.snapshot),
+                counters: supervisor.counters(index),
+                records: records.next(),
+                mailbox: receiver,
+            };
+            let thread = spawn(start, sender.clone(), body.clone())?;
+            supervisor.workers.push(Hand {
+                mailbox,
+                unsent: VecDeque::new(),
+                thread: Some(thread),
+            });
+        }
+        drop(sender);
+        match supervisor.readiness().await {
+            Ok(()) => Ok(supervisor),
+            Err(failure) => {
+                supervisor.stop().await;
+                Err(failure)
+            }
+        }
+    }
+
+    fn counters(&self, worker: u16) -> Arc<crate::telemetry::counters::Counters> {
+        self.process
+            .workers
+            .get(usize::from(worker))
+            .map(|observed| Arc::clone(&observed.counters))
+            .unwrap_or_default()
+    }
+
+    async fn readiness(&mut self) -> Result<(), Failure> {
+        let mut waiting = self.workers.len();
+        while waiting > 0 {
+            match self.events.recv().await {
+                Some(Event::Ready(worker, Ok(()))) => {
+                    self.set_up(worker, true);
+                    waiting -= 1;
+                }
+                Some(Event::Ready(worker, Err(source))) => {
+                    return Err(Failure::Start { worker, source });
+                }
+                Some(Event::Ended(end)) => {
+                    self.join(end);
+                    return Err(Failure::Workers { workers: vec![end.worker] });
+                }
+                None => return Err(Failure::Workers { workers: vec![] }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a command for every worker that runs. What a full mailbox does not take waits for
+    /// [`Supervisor::send_unsent`].
+    pub fn send(&mut self, command: &Command) {
+        for hand in self.workers.iter_mut().filter(|hand| hand.thread.is_some()) {
+            // Of two configurations only the last one matters.
+            if matches!(command, Command::Snapshot(_)) {
+                hand.unsent.retain(|unsent| !matches!(unsent, Command::Snapshot(_)));
+            }
+            hand.unsent.push_back(command.clone());
+            hand.flush();
+        }
+    }
+
+    /// Tries again what full mailboxes did not take.
+    pub fn send_unsent(&mut self) {
+        for hand in &mut self.workers {
+            hand.flush();
+        }
+    }
+
+    /// Waits until a worker's thread has ended. Safe to cancel.
+    pub async fn ended(&mut self) -> End {
+        loop {
+            match self.events.recv().await {
+                Some(Event::Ended(end)) => {
+                    self.join(end);
+                    return end;
+                }
+                Some(Event::Ready(..)) => {}
+                // Every thread has said farewell; there is nothing more to wait for.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// How many worker threads run.
+    pub fn running(&self) -> usize {
+        self.workers.iter().filter(|hand| hand.thread.is_some()).count()
+    }
+
+    /// Tells every worker to abort its connections, and waits a moment for them to end.
+    pub async fn stop(&mut self) {
+        self.send(&Command::Stop);
+        let all = async {
+            while self.running() > 0 {
+                let _end = self.ended().await;
+            }
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, all).await.is_err() {
+            tracing::warn!(
+                workers = self.running(),
+                "workers did not end within {STOP_TIMEOUT:?}; ending without them"
+            );
+        }
+    }
+
+    fn join(&mut self, end: End) {
+        self.set_up(end.worker, false);
+        let hand = self.workers.get_mut(usize::from(end.worker));
+        if let Some(thread) = hand.and_then(|hand| hand.thread.take()) {
+            // It has said farewell, so that this does not block; a panic was told by the farewell.
+            let _told = thread.join();
+        }
+    }
+
+    fn set_up(&self, worker: u16, up: bool) {
+        if let Some(observed) = self.process.workers.get(usize::from(worker)) {
+            observed.set_up(up);
+        }
+    }
+}
+
+impl Hand {
+    fn flush(&mut self) {
+        while let Some(command) = self.unsent.pop_front() {
+            if let Err(command) = self.mailbox.send(command) {
+                self.unsent.push_front(command);
+                return;
+            }
+        }
+    }
+}
+
+fn spawn<B>(
+    start: Start,
+    events: UnboundedSender<Event>,
+    body: B,
+) -> Result<JoinHandle<()>, Failure>
+where
+    B: Fn(Start, Ready) + Send + 'static,
+{
+    let worker = start.index;
+    std::thread::Builder::new()
+        .name(format!("worker-{worker}"))
+        .spawn(move || {
+            signals::keep_away();
+            let ready = events.clone();
+            let _farewell = Farewell { worker, events };
+            body(
+                start,
+                Box::new(move |result| {
+                    let _unheard = ready.send(Event::Ready(worker, result));
+                }),
+            );
+        })
+        .map_err(|source| Failure::Os { what: "start a worker's thread", source })
+}
+
+/// How long the workers may take from [`Command::Drain`] to their end.
+pub fn drain_limit(timeout: Duration) -> Duration {
+    timeout.saturating_add(crate::limits::DRAIN_GRACE)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::telemetry::exposition::Observed;
+
+    /// A worker that serves nobody and obeys.
+    pub(in crate::control) fn obedient(start: Start, ready: Ready) {
+        ready(Ok(()));
+        let mut commands = start.mailbox.commands;
+        loop {
+            match commands.pop() {
+                Ok(Command::Drain { .. } | Command::Stop) => return,
+                Ok(Command::Snapshot(_)) => start.counters.accepted.add(1),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    fn crew(workers: usize) -> (Crew, Arc<Process>) {
+        let crew = Crew {
+            cpus: vec![None; workers],
+            binds: Vec::new(),
+            connections: 1,
+            snapshot: Arc::new(empty()),
+            records: Vec::new(),
+        };
+        let process = Arc::new(Process::new(workers, SystemTime::now()));
+        (crew, process)
+    }
+
+    fn empty() -> Snapshot {
+        let second = Duration::from_secs(1);
+        Snapshot {
+            listeners: Vec::new(),
+            backends: Vec::new(),
+            timeouts: crate::config::Timeouts {
+                handshake: second,
+                connect: second,
+                idle: second,
+                half_closed: second,
+                drain: second,
+            },
+            client_hello_bytes: 1,
+        }
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(
+            async { tokio::time::timeout(Duration::from_secs(10), future).await.expect("in time") },
+        )
+    }
+
+    #[test]
+    fn commands_reach_every_worker_and_ends_are_told() {
+        let (crew, process) = crew(3);
+        block_on(async {
+            let mut supervisor =
+                Supervisor::start(crew, Arc::clone(&process), obedient).await.unwrap();
+            assert!(process.workers.iter().all(Observed::is_up));
+            supervisor.send(&Command::Snapshot(Arc::new(empty())));
+            supervisor.send(&Command::Drain { timeout: Duration::ZERO });
+            for _ in 0..3 {
+                assert!(!supervisor.ended().await.panicked);
+            }
+            assert_eq!(supervisor.running(), 0);
+        });
+        assert_eq!(process.sum(|counters| counters.accepted.get()), 3);
+        assert!(!process.workers.iter().any(Observed::is_up));
+    }
+
+    #[test]
+    fn commands_that_find_a_full_mailbox_are_sent_later() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        use crate::limits::MAILBOX_COMMANDS_MAX;
+
+        let (crew, process) = crew(1);
+        let awake = Arc::new(AtomicBool::new(false));
+        let sleeps = Arc::clone(&awake);
+        let body = move |start: Start, ready: Ready| {
+            ready(Ok(()));
+            while !sleeps.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            obedient(start, Box::new(|_| {}));
+        };
+        block_on(async {
+            let mut supervisor = Supervisor::start(crew, Arc::clone(&process), body)
+                .await
+                .unwrap();
+            let snapshot = Command::Snapshot(Arc::new(empty()));
+            for _ in 0..2 * MAILBOX_COMMANDS_MAX {
+                supervisor.send(&snapshot);
+            }
+            supervisor.send(&Command::Drain {
+                timeout: Duration::ZERO,
+            });
+            awake.store(true, Ordering::Relaxed);
+            let mut tick = tokio::time::interval(Duration::from_millis(5));
+            loop {
+                tokio::select! {
+                    _ = supervisor.ended() => break,
+                    _ = tick.tick() => supervisor.send_unsent(),
+                }
+            }
+        });
+        // Those that fitted, and the newest of the others.
+        let seen = process.sum(|counters| counters.accepted.get());
+        assert_eq!(seen, MAILBOX_COMMANDS_MAX as u64 + 1);
+    }
+
+    #[test]
+    fn one_worker_that_cannot_start_stops_the_others() {
+        let (crew, process) = crew(2);
+        let body = |start: Start, ready: Ready| {
+            if start.index == 1 {
+                let source = std::io::Error::from_raw_os_error(12);
+                ready(Err(StartError::Ring { step: "setup", source }));
+            } else {
+                obedient(start, ready);
+            }
+        };
+        let failure = block_on(Supervisor::start(crew, Arc::clone(&process), body)).unwrap_err();
+        assert!(matches!(failure, Failure::Start { worker: 1, .. }), "{failure}");
+        assert!(!process.workers[0].is_up());
+    }
+
+    #[test]
+    fn a_panicked_worker_is_told_apart() {
+        let (crew, process) = crew(1);
+        let body = |start: Start, ready: Ready| {
+            ready(Ok(()));
+            drop(start);
+            std::panic::resume_unwind(Box::new("defect"));
+        };
+        let end = block_on(async {
+            let mut supervisor = Supervisor::start(crew, process, body).await.unwrap();
+            supervisor.ended().await
+        });
+        assert_eq!(end, End { worker: 0, panicked: true });
+    }
+}

@@ -1,0 +1,286 @@
+//! Watching the counters: workers never log, so the control thread looks every
+//! [`crate::limits::WATCH_INTERVAL`] and says once when a limit starts to bite and once when it
+//! stops, that a stage panicked, and, in samples, why handshakes fail.
+
+use std::fmt;
+use std::time::Instant;
+
+use crate::limits::{FAILURE_SUMMARY_INTERVAL, LIMIT_QUIET, RECEIVE_BUFFERS};
+use crate::telemetry::counters::Counters;
+use crate::telemetry::exposition::Process;
+use crate::telemetry::labels::{HandshakeOutcome, Label, Limit};
+use crate::telemetry::log::{Episode, Sampled, Turn};
+
+/// The values of the limits, for the lines about them.
+#[derive(Debug, Clone, Copy)]
+pub struct Values {
+    /// Connections per worker.
+    pub connections_per_worker: u32,
+    /// `limits.client_hello_bytes`.
+    pub client_hello_bytes: usize,
+    /// `RLIMIT_NOFILE`, as raised.
+    pub open_files: u64,
+}
+
+/// One line for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// A limit starts to bite.
+    LimitReached {
+        /// Worker's number.
+        worker: usize,
+        /// Which limit.
+        limit: Limit,
+    },
+    /// A limit has not bitten for [`LIMIT_QUIET`].
+    LimitOver {
+        /// Worker's number.
+        worker: usize,
+        /// Which limit.
+        limit: Limit,
+    },
+    /// Stages panicked since the last look.
+    Panics {
+        /// Worker's number.
+        worker: usize,
+        /// How many.
+        count: u64,
+    },
+    /// Handshakes failed, on all workers together.
+    HandshakesFailed {
+        /// Why.
+        outcome: HandshakeOutcome,
+        /// How many since the last such line.
+        count: u64,
+    },
+}
+
+/// What was seen before.
+#[derive(Debug)]
+pub struct Watch {
+    workers: Vec<Seen>,
+    failures: Vec<(u64, Sampled)>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    limits: Vec<(u64, Episode)>,
+    panics: u64,
+}
+
+impl Watch {
+    /// Nothing seen yet.
+    pub fn new(workers: usize) -> Self {
+        let seen =
+            || Seen { limits: vec![(0, Episode::new(LIMIT_QUIET)); Limit::COUNT], panics: 0 };
+        Self {
+            workers: std::iter::repeat_with(seen).take(workers).collect(),
+            failures: vec![(0, Sampled::new(FAILURE_SUMMARY_INTERVAL)); HandshakeOutcome::COUNT],
+        }
+    }
+
+    /// What there is to say since the last look.
+    pub fn look(&mut self, process: &Process, now: Instant) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for (worker, (seen, observed)) in self.workers.iter_mut().zip(&process.workers).enumerate()
+        {
+            seen.look(worker, &observed.counters, now, &mut notices);
+        }
+        for (outcome, (total, sampled)) in HandshakeOutcome::ALL.iter().zip(&mut self.failures) {
+            if *outcome == HandshakeOutcome::Ok {
+                continue;
+            }
+            let new = process.sum(|counters| counters.handshakes.of(*outcome).get());
+            if let Some(count) = sampled.add(grown(total, new), now) {
+                notices.push(Notice::HandshakesFailed { outcome: *outcome, count });
+            }
+        }
+        notices
+    }
+}
+
+impl Seen {
+    fn look(
+        &mut self,
+        worker: usize,
+        counters: &Counters,
+        now: Instant,
+        notices: &mut Vec<Notice>,
+    ) {
+        let paused = counters.accept_paused.get() > 0;
+        for (limit, (total, episode)) in Limit::ALL.iter().zip(&mut self.limits) {
+            let new = grown(total, counters.limits.of(*limit).get()) > 0;
+            // A pause without end is one long bite, counted once.
+            let goes_on = paused && pauses_accept(*limit) && episode.is_going_on();
+            let limit = *limit;
+            match episode.observe(new || goes_on, now) {
+                Turn::Started => notices.push(Notice::LimitReached { worker, limit }),
+                Turn::Ended => notices.push(Notice::LimitOver { worker, limit }),
+                Turn::Same => {}
+            }
+        }
+        let count = grown(&mut self.panics, counters.panics.get());
+        if count > 0 {
+            notices.push(Notice::Panics { worker, count });
+        }
+    }
+}
+
+/// By how much a counter has grown; remembers the new value.
+fn grown(seen: &mut u64, now: u64) -> u64 {
+    let before = std::mem::replace(seen, now);
+    now.saturating_sub(before)
+}
+
+fn pauses_accept(limit: Limit) -> bool {
+    matches!(limit, Limit::ConnectionsPerWorker | Limit::KernelFiles)
+}
+
+impl Notice {
+    /// Writes the line to the log.
+    pub fn log(self, values: &Values) {
+        let text = Text(self, values);
+        match self {
+            Self::LimitReached { .. } => tracing::warn!("{text}"),
+            Self::Panics { .. } => tracing::error!("{text}"),
+            Self::LimitOver { .. } | Self::HandshakesFailed { .. } => tracing::info!("{text}"),
+        }
+    }
+}
+
+struct Text<'a>(Notice, &'a Values);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let values = self.1;
+        match self.0 {
+            Notice::LimitReached { worker, limit } => {
+                write!(f, "worker {worker}: limit {limit} reached: ")?;
+                match limit {
+                    Limit::ConnectionsPerWorker => write!(
+                        f,
+                        "all {} connections are in use, and accept pauses until one ends; raise \
+                         limits.connections_per_worker (and the descriptor limit) or add workers",
+                        values.connections_per_worker
+                    ),
+                    Limit::KernelFiles => write!(
+                        f,
+                        "the kernel has no descriptors or memory for another connection, and \
+                         accept pauses until it has; the descriptor limit is {}: raise \
+                         LimitNOFILE= (ulimit -n) or fs.file-max, or lower \
+                         limits.connections_per_worker",
+                        values.open_files
+                    ),
+                    Limit::ClientHelloBytes => write!(
+                        f,
+                        "a client sent more than {} bytes without a complete ClientHello and was \
+                         refused; if it is genuine, raise limits.client_hello_bytes",
+                        values.client_hello_bytes
+                    ),
+                    Limit::ReceiveBuffers => write!(
+                        f,
+                        "all {RECEIVE_BUFFERS} receive buffers are in use, and receives wait a \
+                         turn; no data is lost; add workers (workers.count) if it lasts"
+                    ),
+                    Limit::AccessLogRecords => write!(
+                        f,
+                        "the access log does not keep up and records are dropped; put \
+                         access_log.path on a faster disk, or remove [access_log]"
+                    ),
+                }
+            }
+            Notice::LimitOver { worker, limit } => {
+                write!(f, "worker {worker}: limit {limit} no longer reached for {LIMIT_QUIET:?}")
+            }
+            Notice::Panics { worker, count } => write!(
+                f,
+                "worker {worker}: {count} connection(s) ended by a defect of Portcullis; please \
+                 report the panic message above; no other connection was harmed"
+            ),
+            Notice::HandshakesFailed { outcome, count } => write!(
+                f,
+                "{count} handshake(s) failed: {outcome} (one line for each reason in \
+                 {FAILURE_SUMMARY_INTERVAL:?} at most)"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    const VALUES: Values =
+        Values { connections_per_worker: 1234, client_hello_bytes: 5678, open_files: 9999 };
+
+    #[test]
+    fn a_limit_is_told_when_it_starts_and_when_it_stops_however_long_accept_pauses() {
+        let process = Process::new(2, SystemTime::now());
+        let mut watch = Watch::new(2);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let limit = Limit::ConnectionsPerWorker;
+        let counters = &process.workers[1].counters;
+        assert_eq!(watch.look(&process, start), []);
+
+        counters.limits.of(limit).add(1);
+        counters.accept_paused.add(1);
+        let reached = Notice::LimitReached { worker: 1, limit };
+        assert_eq!(watch.look(&process, start), [reached]);
+        assert_eq!(watch.look(&process, at(60)), []);
+
+        counters.accept_paused.sub(1);
+        assert_eq!(watch.look(&process, at(61)), []);
+        let over = Notice::LimitOver { worker: 1, limit };
+        assert_eq!(watch.look(&process, at(71)), [over]);
+        assert_eq!(watch.look(&process, at(99)), []);
+    }
+
+    #[test]
+    fn a_limit_line_names_worker_value_and_key() {
+        for (limit, value, key) in [
+            (Limit::ConnectionsPerWorker, "1234", "limits.connections_per_worker"),
+            (Limit::ClientHelloBytes, "5678", "limits.client_hello_bytes"),
+            (Limit::KernelFiles, "9999", "LimitNOFILE"),
+            (Limit::AccessLogRecords, "", "access_log.path"),
+            (Limit::ReceiveBuffers, "256", "workers.count"),
+        ] {
+            let text = Text(Notice::LimitReached { worker: 7, limit }, &VALUES).to_string();
+            for part in ["worker 7", limit.label(), value, key] {
+                assert!(text.contains(part), "{part} not in: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn failed_handshakes_are_summed_over_workers_and_sampled() {
+        let process = Process::new(2, SystemTime::now());
+        let mut watch = Watch::new(2);
+        let start = Instant::now();
+        let outcome = HandshakeOutcome::PlainHttp;
+        let fail = |worker: usize, n| {
+            process.workers[worker].counters.handshakes.of(outcome).add(n);
+        };
+        process.workers[0].counters.handshakes.of(HandshakeOutcome::Ok).add(9);
+        fail(0, 2);
+        fail(1, 3);
+        let told = |count| [Notice::HandshakesFailed { outcome, count }];
+        assert_eq!(watch.look(&process, start), told(5));
+        fail(1, 1000);
+        assert_eq!(watch.look(&process, start + Duration::from_secs(1)), []);
+        assert_eq!(watch.look(&process, start + Duration::from_secs(11)), told(1000));
+    }
+
+    #[test]
+    fn panics_are_told() {
+        let process = Process::new(1, SystemTime::now());
+        let mut watch = Watch::new(1);
+        process.workers[0].counters.panics.add(2);
+        let now = Instant::now();
+        let told = Notice::Panics { worker: 0, count: 2 };
+        assert_eq!(watch.look(&process, now), [told]);
+        assert_eq!(watch.look(&process, now), []);
+    }
+}

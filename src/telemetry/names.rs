@@ -1,0 +1,155 @@
+//! Every metric: its name, kind, unit, labels and meaning. What is not here is not exposed.
+
+/// What a metric's samples mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows while the process lives; its name ends in `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts per bucket, with their sum.
+    Histogram,
+    /// Always 1; its labels are the information. Its name ends in `_info`.
+    Info,
+}
+
+/// A metric's base unit; its name carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// A number of things.
+    Count,
+    /// `_bytes`.
+    Bytes,
+    /// `_seconds`.
+    Seconds,
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// As dashboards query it; a histogram's series add `_bucket`, `_sum` and `_count`.
+    pub name: &'static str,
+    /// What its samples mean.
+    pub kind: Kind,
+    /// Base unit.
+    pub unit: Unit,
+    /// One sentence, without its full stop.
+    pub help: &'static str,
+    /// Label names, in order.
+    pub labels: &'static [&'static str],
+}
+
+impl Metric {
+    /// The name without the suffixes that unit and kind add.
+    pub fn stem(&self) -> &'static str {
+        let name = match self.kind {
+            Kind::Counter => self.name.trim_end_matches("_total"),
+            Kind::Info => self.name.trim_end_matches("_info"),
+            Kind::Gauge | Kind::Histogram => self.name,
+        };
+        match self.unit {
+            Unit::Count => name,
+            Unit::Bytes => name.trim_end_matches("_bytes"),
+            Unit::Seconds => name.trim_end_matches("_seconds"),
+        }
+    }
+}
+
+macro_rules! metrics {
+    ($($ident:ident: $name:literal $kind:ident $unit:ident [$($label:literal),*] $help:literal;)+) => {
+        $(
+            #[doc = $help]
+            pub const $ident: Metric = Metric {
+                name: concat!("portcullis_", $name),
+                kind: Kind::$kind,
+                unit: Unit::$unit,
+                help: $help,
+                labels: &[$($label),*],
+            };
+        )+
+
+        /// Every metric, in the order in which they are exposed.
+        pub const ALL: &[Metric] = &[$($ident),+];
+    };
+}
+
+metrics! {
+    BUILD: "build_info" Info Count ["version"]
+        "The version that runs";
+    START_TIME: "process_start_time_seconds" Gauge Seconds []
+        "When the process started, in seconds since 1970-01-01 UTC";
+    WORKER_UP: "worker_up" Gauge Count ["worker"]
+        "1 while the worker's thread runs";
+    CONNECTIONS: "connections" Gauge Count ["worker", "state"]
+        "Open connections by where on their journey they are";
+    ACCEPTED: "connections_accepted_total" Counter Count ["worker"]
+        "Connections accepted";
+    CLOSED: "connections_closed_total" Counter Count ["worker", "reason"]
+        "Connections ended, by why they ended";
+    HANDSHAKES: "handshakes_total" Counter Count ["worker", "outcome"]
+        "Handshakes ended: ok, or the reason why not";
+    VERSIONS: "handshakes_by_version_total" Counter Count ["worker", "version"]
+        "Completed handshakes by TLS version";
+    SUITES: "handshakes_by_suite_total" Counter Count ["worker", "suite"]
+        "Completed handshakes by cipher suite";
+    GROUPS: "handshakes_by_group_total" Counter Count ["worker", "group"]
+        "Completed handshakes by key exchange group";
+    INBOUND: "inbound_bytes_total" Counter Bytes ["worker"]
+        "Plaintext from clients that servers took";
+    OUTBOUND: "outbound_bytes_total" Counter Bytes ["worker"]
+        "Plaintext from servers that went to clients";
+    CONNECT_RETRIES: "connect_retries_total" Counter Count ["worker"]
+        "Connects that failed and were tried again on another server";
+    CONNECT_FAILURES: "connect_failures_total" Counter Count ["worker"]
+        "Connects to a server that failed";
+    LIMITS: "limit_reached_total" Counter Count ["worker", "limit"]
+        "How often a limit had an effect";
+    ACCEPT_PAUSED: "accept_paused" Gauge Count ["worker"]
+        "1 while the worker accepts no connection because a limit is reached";
+    STAGES: "stage_duration_seconds" Histogram Seconds ["worker", "stage"]
+        "Time that connections spent in each part of their journey";
+    TURNS: "loop_turns_total" Counter Count ["worker"]
+        "Turns of the worker's loop";
+    COMPLETIONS: "loop_completions_total" Counter Count ["worker"]
+        "Completions that the worker's loop handled";
+    COMPLETIONS_PER_TURN: "loop_completions_per_turn" Gauge Count ["worker"]
+        "Mean completions per turn since the start; divide the two rates for now";
+    BUSY: "loop_busy_seconds_total" Counter Seconds ["worker"]
+        "Time spent handling completions, not waiting in the kernel";
+    LONGEST_TURN: "loop_longest_turn_seconds" Gauge Seconds ["worker"]
+        "The longest that one turn's handling took since the start";
+    STALE_COMPLETIONS: "stale_completions_total" Counter Count ["worker"]
+        "Completions of connections already gone; each was dropped";
+    PANICS: "panics_total" Counter Count ["worker"]
+        "Defects caught; each cost one connection and nobody else";
+    RECORDS_WRITTEN: "access_log_records_written_total" Counter Count []
+        "Access-log records written";
+    RECORDS_DROPPED: "access_log_records_dropped_total" Counter Count ["worker"]
+        "Access-log records dropped because the writer did not keep up";
+    RECORDS_FAILED: "access_log_records_failed_total" Counter Count []
+        "Access-log records lost because a write failed";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_carry_their_kind_and_unit() {
+        for metric in ALL {
+            let name = metric.name;
+            assert_eq!(metric.kind == Kind::Counter, name.ends_with("_total"), "{name}");
+            assert_eq!(metric.kind == Kind::Info, name.ends_with("_info"), "{name}");
+            let base = name.trim_end_matches("_total");
+            assert_eq!(metric.unit == Unit::Bytes, base.ends_with("_bytes"), "{name}");
+            assert_eq!(metric.unit == Unit::Seconds, base.ends_with("_seconds"), "{name}");
+            assert!(!metric.help.ends_with('.'), "{name}: the encoder adds the full stop");
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::HashSet<_> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), ALL.len());
+    }
+}

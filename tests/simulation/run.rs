@@ -1,0 +1,275 @@
+//! One run: a worker, its simulated kernel and a world, from the first client to the last record.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use portcullis::config::{ProxyVersion, Timeouts};
+use portcullis::io::{Address, Time};
+use portcullis::limits::{CONNECT_TRIES_MAX, MAILBOX_COMMANDS_MAX};
+use portcullis::telemetry::counters::Counters;
+use portcullis::telemetry::labels::{CloseReason, Label, State};
+use portcullis::telemetry::record::Record;
+use portcullis::tls::terms::Terms;
+use portcullis::worker::command::Command;
+use portcullis::worker::snapshot::{Backend, Listener, Server, Snapshot};
+use portcullis::worker::{Bind, Progress, Setup, Worker};
+
+use crate::conversation::Conversation;
+use crate::faults::{Faults, Plan};
+use crate::random::Random;
+use crate::sim_io::SimIo;
+use crate::trust::AnyCertificate;
+use crate::world::{Event, World, listener_address};
+
+const LISTENERS: usize = 2;
+
+/// What is run.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) seed: u64,
+    pub(crate) faults: Faults,
+    /// When each client comes, and what it and its server do.
+    pub(crate) clients: Vec<(Time, Plan)>,
+    /// Slots in the worker's table.
+    pub(crate) connections: u32,
+    pub(crate) servers: u16,
+    pub(crate) proxy: Option<ProxyVersion>,
+    pub(crate) client_hello_bytes: usize,
+    pub(crate) timeouts: Timeouts,
+    /// Commands before the last client has gone.
+    pub(crate) commands: Vec<(Time, Sent)>,
+}
+
+/// A command to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    SameSnapshot,
+    Drain(Duration),
+    Stop,
+}
+
+/// What came of it.
+pub(crate) struct Outcome {
+    pub(crate) talks: Vec<Conversation>,
+    /// In the order of the conversations; `None`: never accepted.
+    pub(crate) records: Vec<Option<Record>>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) trace: u64,
+}
+
+impl Setting {
+    /// Clients of a kind world, all at once.
+    pub(crate) fn of(plans: Vec<Plan>) -> Self {
+        Self {
+            seed: 1,
+            faults: Faults::none(),
+            clients: plans.into_iter().map(|plan| (Time(0), plan)).collect(),
+            connections: 8,
+            servers: 2,
+            proxy: None,
+            client_hello_bytes: 16 * 1024,
+            timeouts: Timeouts {
+                handshake: Duration::from_secs(30),
+                connect: Duration::from_secs(3),
+                idle: Duration::from_secs(60),
+                half_closed: Duration::from_secs(20),
+                drain: Duration::from_secs(30),
+            },
+            commands: Vec::new(),
+        }
+    }
+
+    /// Everything from the seed.
+    pub(crate) fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let faults = Faults::draw(&mut random.fork());
+        let mut plans = random.fork();
+        let window_nanos = random.pick(&[1, 100_000_000, 5_000_000_000]);
+        let clients = (0..random.range(1, 20))
+            .map(|_| {
+                let at = Time(random.range(0, window_nanos));
+                (at, Plan::draw(&mut plans, &faults))
+            })
+            .collect();
+        let mut commands = Vec::new();
+        let mut command = |random: &mut Random, per_mille, sent| {
+            if random.chance(per_mille) {
+                commands.push((Time(random.range(0, 2 * window_nanos)), sent));
+            }
+        };
+        command(&mut random, 200, Sent::SameSnapshot);
+        let timeout = random.pick(&[0, 1_000, 60_000_000]);
+        command(&mut random, 200, Sent::Drain(Duration::from_micros(timeout)));
+        command(&mut random, 50, Sent::Stop);
+        Self {
+            seed,
+            faults,
+            clients,
+            connections: random.pick(&[1, 3, 8, 32]),
+            servers: random.pick(&[1, 2, 3]),
+            proxy: random.pick(&[None, None, Some(ProxyVersion::V1), Some(ProxyVersion::V2)]),
+            commands,
+            client_hello_bytes: random.pick(&[100, 16 * 1024, 16 * 1024, 16 * 1024, 16 * 1024]),
+            ..Self::of(Vec::new())
+        }
+    }
+
+    fn ends_early(&self) -> bool {
+        let ends = |sent: &Sent| *sent != Sent::SameSnapshot;
+        self.commands.iter().any(|(_, sent)| ends(sent))
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        let listener = || Listener { terms: Arc::new(Terms::new(server_config())), backend: 0 };
+        let server = |server| Server {
+            server,
+            address: Address::Inet(SocketAddr::from(([198, 51, 100, 1], 8000 + server))),
+        };
+        Arc::new(Snapshot {
+            listeners: (0..LISTENERS).map(|_| listener()).collect(),
+            backends: vec![Backend {
+                servers: (0..self.servers).map(server).collect(),
+                send_proxy_protocol: self.proxy,
+            }],
+            timeouts: self.timeouts.clone(),
+            client_hello_bytes: self.client_hello_bytes,
+        })
+    }
+
+    fn world(&self, snapshot: &Arc<Snapshot>) -> World {
+        let random = Random::new(self.seed).fork();
+        let faults = self.faults.clone();
+        let mut world = World::new(random, faults, LISTENERS, client_configs());
+        world.proxy = self.proxy;
+        for (number, (at, plan)) in self.clients.iter().enumerate() {
+            let listener = number % LISTENERS;
+            let talk = Conversation::new(self.seed, number, listener, plan.clone());
+            world.expect_client(*at, talk);
+        }
+        for (at, sent) in &self.commands {
+            let command = match sent {
+                Sent::SameSnapshot => Command::Snapshot(Arc::clone(snapshot)),
+                Sent::Drain(timeout) => Command::Drain { timeout: *timeout },
+                Sent::Stop => Command::Stop,
+            };
+            world.schedule(*at, Event::Command(command));
+        }
+        world
+    }
+
+    /// Runs until the worker has ended, and checks every law on the way and at the end.
+    pub(crate) fn run(&self) -> Outcome {
+        let snapshot = self.snapshot();
+        let (sender, commands) = rtrb::RingBuffer::new(MAILBOX_COMMANDS_MAX);
+        let (records, mut told) = rtrb::RingBuffer::new(1024);
+        let counters = Arc::new(Counters::default());
+        let drain = Command::Drain { timeout: self.timeouts.drain };
+        let io = SimIo::new(self.world(&snapshot), sender, Some(drain));
+        let bind = |number: usize| Bind {
+            listener: u16::try_from(number).unwrap(),
+            address: listener_address(number),
+            backlog: 128,
+        };
+        let setup = Setup {
+            index: 0,
+            binds: (0..LISTENERS).map(bind).collect(),
+            connections: self.connections,
+            snapshot,
+            counters: Arc::clone(&counters),
+            records: Some(records),
+            commands,
+        };
+        let mut worker = Worker::new(io, setup);
+        while worker.turn() == Progress::Running {
+            worker.check_invariants();
+        }
+        worker.check_invariants();
+        let io = worker.io_mut();
+        io.check_nothing_leaked();
+        io.come_to_rest();
+        let talks = std::mem::take(&mut io.world.talks);
+        let mut records = vec![None; talks.len()];
+        while let Ok(record) = told.pop() {
+            let of = |talk: &Conversation| talk.address == record.client;
+            let number = talks.iter().position(of).expect("a record of a client");
+            assert!(records[number].is_none(), "told twice: {record:?}");
+            records[number] = Some(record);
+        }
+        let outcome = Outcome { trace: io.trace(), talks, records, counters };
+        self.check(&outcome);
+        outcome
+    }
+
+    fn check(&self, outcome: &Outcome) {
+        let tries_max = usize::from(CONNECT_TRIES_MAX.min(u8::try_from(self.servers).unwrap()));
+        for (talk, record) in outcome.talks.iter().zip(&outcome.records) {
+            talk.check_at_end(record.as_ref());
+            // Above any ClientHello that a client here sends.
+            let hello_fits = self.client_hello_bytes >= 4096;
+            let kind = talk.must_finish(tries_max) && !talk.client.misbehaved;
+            if kind && hello_fits && !self.ends_early() {
+                let reason = record.as_ref().map(|record| record.reason);
+                assert_eq!(
+                    reason,
+                    Some(CloseReason::Finished),
+                    "nothing was in its way: {talk:#?} {record:#?}"
+                );
+            }
+        }
+        let told = outcome.records.iter().flatten();
+        let counters = &outcome.counters;
+        let count = |wanted: CloseReason| {
+            let same = told.clone().filter(|record| record.reason == wanted);
+            same.count() as u64
+        };
+        for reason in CloseReason::ALL {
+            assert_eq!(counters.closed.of(*reason).get(), count(*reason), "{reason}");
+        }
+        for state in State::ALL {
+            let left = counters.connections.of(*state).get();
+            assert_eq!(left, 0, "connections left in state {state}");
+        }
+        assert_eq!(counters.accepted.get(), told.count() as u64, "accepted");
+        assert_eq!(counters.panics.get(), 0, "a stage panicked");
+    }
+}
+
+/// A certificate whose signatures have one length, always: bytes on the wire follow from the seed.
+fn server_config() -> Arc<rustls::ServerConfig> {
+    static CERTIFICATE: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
+    let (certificate, key) = CERTIFICATE.get_or_init(|| {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let names = vec!["simulated.example".to_owned()];
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        params.serial_number = Some(0x1234_5678_u64.into());
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.der().to_vec(), key.serialize_der())
+    });
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.clone().into()],
+            rustls_pki_types::PrivatePkcs8KeyDer::from(key.clone()).into(),
+        );
+    Arc::new(config.unwrap())
+}
+
+/// The clients' TLS 1.3 and TLS 1.2 configurations.
+pub(crate) fn client_configs() -> [Arc<rustls::ClientConfig>; 2] {
+    [&rustls::version::TLS13, &rustls::version::TLS12].map(client_config)
+}
+
+fn client_config(version: &'static rustls::SupportedProtocolVersion) -> Arc<rustls::ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        .with_no_client_auth();
+    Arc::new(config)
+}

@@ -1,0 +1,260 @@
+//! Hand-written conversations in a kind world, and the one reason that each has to end with.
+
+use std::time::Duration;
+
+use portcullis::config::ProxyVersion;
+use portcullis::io::Time;
+use portcullis::telemetry::labels::{CloseReason, HandshakeOutcome};
+use portcullis::telemetry::record::Record;
+
+use crate::conversation::Conversation;
+use crate::faults::{ClientEnd, ConnectOutcome, Misbehaviour, Opening, Pace, Plan, Reply};
+use crate::run::{Outcome, Sent, Setting};
+
+/// Runs one conversation by itself.
+fn one(plan: Plan) -> (Conversation, Record, Outcome) {
+    one_of(Setting::of(vec![plan]))
+}
+
+fn one_of(setting: Setting) -> (Conversation, Record, Outcome) {
+    let mut outcome = setting.run();
+    let record = outcome.records.remove(0).expect("it was accepted");
+    (outcome.talks.remove(0), record, outcome)
+}
+
+fn seconds(nanos: u64) -> u64 {
+    nanos / 1_000_000_000
+}
+
+#[test]
+fn an_echo_finishes() {
+    for tls12 in [false, true] {
+        let mut plan = Plan::echo(300_000);
+        plan.client.tls12 = tls12;
+        let (talk, record, outcome) = one(plan);
+        assert_eq!(record.reason, CloseReason::Finished);
+        assert_eq!(record.handshake, HandshakeOutcome::Ok);
+        assert_eq!(record.inbound_bytes, 300_000);
+        assert_eq!(record.outbound_bytes, 300_000);
+        assert_eq!(talk.client.got, 300_000);
+        assert_eq!(outcome.counters.inbound_bytes.get(), 300_000);
+    }
+}
+
+#[test]
+fn a_server_behind_the_proxy_protocol_learns_the_clients_address() {
+    for version in [ProxyVersion::V1, ProxyVersion::V2] {
+        let mut setting = Setting::of(vec![Plan::echo(1000)]);
+        setting.proxy = Some(version);
+        let (talk, record, _) = one_of(setting);
+        assert_eq!(record.reason, CloseReason::Finished);
+        assert_eq!(record.inbound_bytes, 1000, "the header does not count");
+        assert_eq!(talk.server.got, 1000);
+    }
+}
+
+#[test]
+fn client_half_close_still_receives_reply() {
+    let mut plan = Plan::echo(10_000);
+    plan.client.end = ClientEnd::AfterRequest;
+    plan.server.reply = Reply::AfterEnd(100_000);
+    let (talk, record, _) = one(plan);
+    assert_eq!(record.reason, CloseReason::Finished);
+    assert_eq!(talk.client.got, 100_000);
+}
+
+#[test]
+fn server_half_close_still_receives_the_request() {
+    let mut plan = Plan::echo(300_000);
+    plan.client.end = ClientEnd::AfterServer;
+    plan.client.pace.write_max = 1000;
+    plan.server.reply = Reply::Source(10);
+    plan.server.ends_first = true;
+    let (talk, record, _) = one(plan);
+    assert_eq!(record.reason, CloseReason::Finished);
+    assert_eq!(talk.server.got, 300_000);
+}
+
+#[test]
+fn a_client_hello_in_one_byte_pieces_is_served() {
+    let mut plan = Plan::echo(10);
+    plan.client.trickle = Some(10_000);
+    plan.client.pace = Pace { read_max: 1, ..Pace::FAST };
+    assert_eq!(one(plan).1.reason, CloseReason::Finished);
+}
+
+#[test]
+fn a_client_that_says_nothing_runs_into_the_handshake_timeout() {
+    for bytes in [0, 1, 100] {
+        let mut plan = Plan::echo(10);
+        plan.client.misbehaves = Some((bytes, Misbehaviour::Silent));
+        let (_, record, _) = one(plan);
+        assert_eq!(record.reason, CloseReason::HandshakeFailed);
+        assert_eq!(record.handshake, HandshakeOutcome::Timeout);
+        // A client is given two seconds to read our last words.
+        assert!((30..=32).contains(&seconds(record.total_nanos)));
+    }
+}
+
+#[test]
+fn a_client_that_leaves_before_its_hello_is_told_apart_from_one_that_resets() {
+    for (how, outcome) in [
+        (Misbehaviour::Fin, HandshakeOutcome::ClientClosed),
+        (Misbehaviour::Close, HandshakeOutcome::ClientClosed),
+        (Misbehaviour::Reset, HandshakeOutcome::ClientReset),
+    ] {
+        for bytes in [0, 50] {
+            let mut plan = Plan::echo(10);
+            plan.client.misbehaves = Some((bytes, how));
+            let (_, record, _) = one(plan);
+            assert_eq!(record.reason, CloseReason::HandshakeFailed);
+            assert_eq!(record.handshake, outcome, "{how:?} after {bytes} bytes");
+        }
+    }
+}
+
+#[test]
+fn plain_http_is_named() {
+    let mut plan = Plan::echo(0);
+    plan.client.opening = Opening::PlainHttp;
+    let (_, record, _) = one(plan);
+    assert_eq!(record.reason, CloseReason::HandshakeFailed);
+    assert_eq!(record.handshake, HandshakeOutcome::PlainHttp);
+}
+
+#[test]
+fn a_client_hello_above_the_limit_is_refused_even_in_pieces() {
+    for write_max in [1, 90] {
+        let mut plan = Plan::echo(10);
+        plan.client.pace.write_max = write_max;
+        let mut setting = Setting::of(vec![plan]);
+        setting.client_hello_bytes = 100;
+        let (_, record, _) = one_of(setting);
+        assert_eq!(record.reason, CloseReason::HandshakeFailed);
+        assert_eq!(record.handshake, HandshakeOutcome::ClientHelloTooLarge);
+    }
+}
+
+#[test]
+fn an_idle_connection_ends_after_its_timeout() {
+    let mut plan = Plan::echo(1000);
+    plan.client.end = ClientEnd::Never;
+    let (talk, record, _) = one(plan);
+    assert_eq!(record.reason, CloseReason::IdleTimeout);
+    assert_eq!(record.outbound_bytes, 1000);
+    assert_eq!(talk.client.got, 1000);
+    assert!((60..=62).contains(&seconds(record.total_nanos)));
+}
+
+#[test]
+fn a_server_that_never_answers_a_half_closed_client_runs_into_its_timeout() {
+    let mut plan = Plan::echo(1000);
+    plan.client.end = ClientEnd::AfterRequest;
+    plan.server.misbehaves = Some((2000, Misbehaviour::Silent));
+    let (talk, record, _) = one(plan);
+    assert_eq!(record.reason, CloseReason::HalfClosedTimeout);
+    assert_eq!(seconds(record.total_nanos), 20);
+    assert!(!talk.client.saw_end, "nothing ended cleanly");
+}
+
+#[test]
+fn a_refused_connect_is_tried_on_another_server() {
+    for outcome in [ConnectOutcome::Refused, ConnectOutcome::Hangs] {
+        let mut plan = Plan::echo(1000);
+        plan.connects = vec![outcome];
+        let (talk, record, outcome) = one(plan);
+        assert_eq!(record.reason, CloseReason::Finished);
+        assert_eq!(talk.tries, 2);
+        assert_eq!(talk.client.got, 1000);
+        assert_eq!(outcome.counters.connect_retries.get(), 1);
+    }
+}
+
+#[test]
+fn when_no_server_answers_the_reason_says_how_it_failed() {
+    for (outcome, reason, timeouts) in [
+        (ConnectOutcome::Refused, CloseReason::ConnectFailed, 0),
+        (ConnectOutcome::NoFiles, CloseReason::ConnectFailed, 0),
+        (ConnectOutcome::Hangs, CloseReason::ConnectTimeout, 2),
+    ] {
+        let mut plan = Plan::echo(1000);
+        plan.connects = vec![outcome; 2];
+        let (talk, record, _) = one(plan);
+        assert_eq!(record.reason, reason, "{outcome:?}");
+        assert_eq!(record.handshake, HandshakeOutcome::Ok);
+        assert_eq!(seconds(record.total_nanos), 3 * timeouts);
+        assert_eq!(talk.client.got, 0);
+        assert!(!talk.client.saw_end, "no server has ended anything");
+    }
+}
+
+#[test]
+fn a_backend_without_servers_is_named() {
+    let mut setting = Setting::of(vec![Plan::echo(10)]);
+    setting.servers = 0;
+    assert_eq!(one_of(setting).1.reason, CloseReason::NoServer);
+}
+
+#[test]
+fn a_reset_by_the_server_reaches_the_client_as_one() {
+    let mut plan = Plan::echo(100_000);
+    plan.server.misbehaves = Some((5000, Misbehaviour::Reset));
+    let (talk, record, _) = one(plan);
+    assert_eq!(record.reason, CloseReason::ServerReset);
+    assert!(talk.client.saw_failure);
+    assert!(!talk.client.saw_end, "its reply was cut short");
+}
+
+#[test]
+fn a_client_that_breaks_off_after_the_handshake_is_told_apart() {
+    for (how, reason) in [
+        (Misbehaviour::Fin, CloseReason::ClientTruncated),
+        (Misbehaviour::Reset, CloseReason::ClientReset),
+        (Misbehaviour::Garbage, CloseReason::ClientViolation),
+    ] {
+        let mut plan = Plan::echo(100_000);
+        plan.client.misbehaves = Some((20_000, how));
+        let (talk, record, _) = one(plan);
+        assert_eq!(record.handshake, HandshakeOutcome::Ok);
+        assert_eq!(record.reason, reason, "{how:?}");
+        assert!(!talk.server.saw_end, "the request was cut short: {how:?}");
+    }
+}
+
+#[test]
+fn a_drain_lets_connections_finish_and_ends_the_others_at_its_timeout() {
+    let mut idle = Plan::echo(10);
+    idle.client.end = ClientEnd::Never;
+    let mut busy = Plan::echo(20_000);
+    busy.client.pace = Pace { read_max: 1000, write_max: 1000, pause_micros: 10_000 };
+    let mut late = Setting::of(vec![idle, busy, Plan::echo(10)]);
+    late.clients[2].0 = Time(1_000_000_000);
+    let timeout = Duration::from_secs(5);
+    late.commands = vec![(Time(100_000_000), Sent::Drain(timeout))];
+    let outcome = late.run();
+    let reason = |number: usize| outcome.records[number].as_ref().map(|one| one.reason);
+    assert_eq!(reason(0), Some(CloseReason::DrainTimeout));
+    assert_eq!(reason(1), Some(CloseReason::Finished));
+    assert_eq!(reason(2), None, "nothing is accepted while draining");
+}
+
+#[test]
+fn a_stop_ends_everything_at_once() {
+    let mut idle = Plan::echo(10);
+    idle.client.end = ClientEnd::Never;
+    let mut setting = Setting::of(vec![idle]);
+    setting.commands = vec![(Time(1_000_000_000), Sent::Stop)];
+    let (_, record, _) = one_of(setting);
+    assert_eq!(seconds(record.total_nanos), 1);
+}
+
+#[test]
+fn a_full_table_makes_clients_wait_and_loses_none() {
+    let mut setting = Setting::of(vec![Plan::echo(1000); 20]);
+    setting.connections = 2;
+    let outcome = setting.run();
+    let finished = |record: &Option<Record>| {
+        record.as_ref().map(|one| one.reason) == Some(CloseReason::Finished)
+    };
+    assert!(outcome.records.iter().all(finished));
+}
