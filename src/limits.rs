@@ -45,6 +45,12 @@ pub const ACCESS_LOG_RECORDS_MAX: usize = 16 * 1024;
 /// Commands waiting in a worker's mailbox.
 pub const MAILBOX_COMMANDS_MAX: usize = 64;
 
+/// How often the control thread looks for workers that have started; unit time.
+pub const START_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How often the control thread looks for workers that have ended; unit time.
+pub const END_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Connections of one worker, at most: two direct descriptors each, and the kernel holds at most
 /// 1,048,576 of them per ring (`IORING_MAX_FIXED_FILES`).
 pub const CONNECTIONS_PER_WORKER_MAX: u32 = 1_048_576 / 2;

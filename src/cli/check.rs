@@ -13,7 +13,6 @@ use crate::limits::CONNECTIONS_PER_WORKER_MAX;
 use crate::sys::probe::{self, ProbeError};
 use crate::tls::provider::{Cpu, suite_order};
 
-<<<<<<< HEAD
 /// Days before a certificate's expiry from which on `check` warns: two weeks are what is left when
 /// an automatic renewal, due a month before, has failed for a fortnight.
 const EXPIRY_WARNING_DAYS: i64 = 14;
@@ -28,32 +27,6 @@ pub(super) fn run(config_path: &Path) -> ExitCode {
     let _printed = std::io::stdout().write_all(report.text.as_bytes());
     let _printed = std::io::stderr().write_all(report.problems.as_bytes());
     ExitCode::from(report.exit_code)
-=======
-/// Checks the file, what it names, and this machine; says what it found.
-pub(super) fn check(path: &Path) -> Result<(), Failure> {
-    let config = seams::load(path).map_err(|problems| Failure::Configuration { problems })?;
-    log::init(config.log.level);
-    let plan = control::plan(config)?;
-    control::check_machine()?;
-    for listener in &plan.config.listeners {
-        let backend = plan.config.backends.get(listener.backend);
-        say(&format!(
-            "listener {}: {} address(es), {} certificate(s), backend {}",
-            listener.name,
-            listener.bind.len(),
-            listener.certificates.len(),
-            backend.map_or("?", |backend| backend.name.as_str()),
-        ));
-    }
-    say(&format!(
-        "workers: {}, {} connections each; {} open files allowed",
-        plan.cpus.len(),
-        plan.connections,
-        plan.open_files
-    ));
-    say(&format!("{}: good", path.display()));
-    Ok(())
->>>>>>> h2
 }
 
 /// What `check` found.

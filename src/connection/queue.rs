@@ -166,7 +166,7 @@ mod tests {
     fn discarding_gives_every_buffer_back() {
         let mut pool = Pool::default();
         let mut queue = Queue::default();
-        queue.append(&[1; 2 * SEND_BUFFER_BYTES], &mut pool);
+        queue.append(&vec![1; 2 * SEND_BUFFER_BYTES], &mut pool);
         let sending = queue.take().unwrap();
         queue.sent(sending, 5, &mut pool);
         queue.discard(&mut pool);

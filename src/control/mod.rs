@@ -91,11 +91,7 @@ fn run_with(
 
 /// The control thread's runtime, and with it the proof that `io_uring` works here.
 fn runtime() -> Result<tokio_uring::Runtime, Failure> {
-<<<<<<< HEAD
     crate::sys::probe::report()?;
-=======
-    check_kernel()?;
->>>>>>> h2
     tokio_uring::Runtime::new(&tokio_uring::builder())
         .map_err(|source| Failure::ControlRing { source })
 }
@@ -301,32 +297,6 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
     }
 }
 
-<<<<<<< HEAD
-=======
-/// Linux 6.1 has all that the workers' rings need.
-fn check_kernel() -> Result<(), Failure> {
-    let release = nix::sys::utsname::uname().map_or_else(
-        |errno| errno.to_string(),
-        |name| name.release().to_string_lossy().into_owned(),
-    );
-    if is_too_old(&release) {
-        return Err(Failure::Kernel { release });
-    }
-    Ok(())
-}
-
-/// A release that does not parse is given a chance: the ring's set-up tells the truth.
-fn is_too_old(release: &str) -> bool {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (6, 1),
-        _ => false,
-    }
-}
-
->>>>>>> h2
 /// Keeps private keys out of core dumps and away from other processes of the same user (prctl(2)).
 fn hide_memory() {
     if let Err(errno) = nix::sys::prctl::set_dumpable(false) {

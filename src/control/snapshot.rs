@@ -79,11 +79,8 @@ mod tests {
             .iter()
             .map(|server| (server.server, &server.address))
             .collect();
-        let wanted = [
-            (0, &address("10.0.0.1")),
-            (0, &address("10.0.0.2")),
-            (2, &address("10.0.0.3")),
-        ];
+        let wanted =
+            [(0, &address("10.0.0.1")), (0, &address("10.0.0.2")), (2, &address("10.0.0.3"))];
         assert_eq!(seen, wanted);
     }
 }

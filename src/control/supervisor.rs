@@ -1,14 +1,17 @@
 //! The worker threads: started together, told together, joined at the end. A worker is never
 //! restarted: one that panicked has shown a defect, and the process ends after draining the others.
+//!
+//! A worker's thread leaves the process's descriptor table, so it cannot wake the control thread's
+//! runtime, which would write to a descriptor. Its start and its end come by a channel that is
+//! looked into from time to time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-
-use crate::limits::STOP_TIMEOUT;
+use crate::limits::{END_INTERVAL, START_INTERVAL, STOP_TIMEOUT};
 use crate::sys::mailbox::{Sender, mailbox};
 use crate::sys::start::{Start, StartError};
 use crate::telemetry::exposition::Process;
@@ -56,7 +59,7 @@ enum Event {
 #[derive(Debug)]
 pub struct Supervisor {
     workers: Vec<Hand>,
-    events: UnboundedReceiver<Event>,
+    events: Receiver<Event>,
     process: Arc<Process>,
 }
 
@@ -73,7 +76,7 @@ struct Hand {
 /// Tells the supervisor that the thread is over, however it came to that.
 struct Farewell {
     worker: u16,
-    events: UnboundedSender<Event>,
+    events: std::sync::mpsc::Sender<Event>,
 }
 
 impl Drop for Farewell {
@@ -98,7 +101,7 @@ impl Supervisor {
         B: Fn(Start, Ready) + Clone + Send + 'static,
     {
         assert_eq!(crew.cpus.len(), process.workers.len());
-        let (sender, events) = unbounded_channel();
+        let (sender, events) = channel();
         let mut supervisor = Self { workers: Vec::new(), events, process };
         let mut records = crew.records.into_iter();
         for (index, cpu) in (0_u16..).zip(crew.cpus) {
@@ -133,6 +136,17 @@ impl Supervisor {
         }
     }
 
+    /// The next event, looked for at every `interval`; `None` when no thread is left to send one.
+    async fn event(&mut self, interval: Duration) -> Option<Event> {
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => return Some(event),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => tokio::time::sleep(interval).await,
+            }
+        }
+    }
+
     fn counters(&self, worker: u16) -> Arc<crate::telemetry::counters::Counters> {
         self.process
             .workers
@@ -144,7 +158,7 @@ impl Supervisor {
     async fn readiness(&mut self) -> Result<(), Failure> {
         let mut waiting = self.workers.len();
         while waiting > 0 {
-            match self.events.recv().await {
+            match self.event(START_INTERVAL).await {
                 Some(Event::Ready(worker, Ok(()))) => {
                     self.set_up(worker, true);
                     waiting -= 1;
@@ -185,7 +199,7 @@ impl Supervisor {
     /// Waits until a worker's thread has ended. Safe to cancel.
     pub async fn ended(&mut self) -> End {
         loop {
-            match self.events.recv().await {
+            match self.event(END_INTERVAL).await {
                 Some(Event::Ended(end)) => {
                     self.join(end);
                     return end;
@@ -247,7 +261,7 @@ impl Hand {
 
 fn spawn<B>(
     start: Start,
-    events: UnboundedSender<Event>,
+    events: std::sync::mpsc::Sender<Event>,
     body: B,
 ) -> Result<JoinHandle<()>, Failure>
 where
@@ -364,16 +378,12 @@ pub(super) mod tests {
             obedient(start, Box::new(|_| {}));
         };
         block_on(async {
-            let mut supervisor = Supervisor::start(crew, Arc::clone(&process), body)
-                .await
-                .unwrap();
+            let mut supervisor = Supervisor::start(crew, Arc::clone(&process), body).await.unwrap();
             let snapshot = Command::Snapshot(Arc::new(empty()));
             for _ in 0..2 * MAILBOX_COMMANDS_MAX {
                 supervisor.send(&snapshot);
             }
-            supervisor.send(&Command::Drain {
-                timeout: Duration::ZERO,
-            });
+            supervisor.send(&Command::Drain { timeout: Duration::ZERO });
             awake.store(true, Ordering::Relaxed);
             let mut tick = tokio::time::interval(Duration::from_millis(5));
             loop {
