@@ -143,7 +143,7 @@ impl<W: Write> Write for Counted<'_, W> {
 #[track_caller]
 fn assert_bounded(server: &Server, before: u64, moved: u64) {
     assert!(moved < SLOW * SLOW_BYTES, "the sockets took it all: the reader was not slow enough");
-    let now = server.process.private_bytes();
+    let now = server.process.resident_bytes();
     assert!(
         now <= before + BOUND,
         "{} KiB more for {SLOW} held-up connections, {} KiB are allowed",
@@ -162,7 +162,7 @@ fn a_client_that_reads_slowly_costs_bounded_memory_and_gets_every_byte() {
         // Until the client has read it all.
         _ = (&stream).read(&mut [0]);
     }));
-    let before = server.process.private_bytes();
+    let before = server.process.resident_bytes();
     let clients: Vec<_> = (0..SLOW).map(|_| client::connect(server.address)).collect();
     let written = wait_for_standstill(&moved);
     assert_bounded(&server, before, written);
@@ -170,7 +170,7 @@ fn a_client_that_reads_slowly_costs_bounded_memory_and_gets_every_byte() {
         pattern::verify(&mut tls, SLOW_BYTES);
         client::finish(tls);
     }
-    let now = server.process.private_bytes();
+    let now = server.process.resident_bytes();
     assert!(now <= before + BOUND, "{} KiB at the end", (now - before) / 1024);
 }
 
@@ -187,7 +187,7 @@ fn a_server_that_reads_slowly_costs_bounded_memory_and_gets_every_byte() {
         (&stream).write_all(b"verified").unwrap();
         _ = (&stream).read(&mut [0]);
     }));
-    let before = server.process.private_bytes();
+    let before = server.process.resident_bytes();
     let config = Arc::new(client::config());
     std::thread::scope(|scope| {
         for _ in 0..SLOW {

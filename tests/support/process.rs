@@ -44,13 +44,14 @@ impl Process {
         Duration::from_millis(ticks * 10)
     }
 
-    /// Bytes of memory that are resident and its own.
-    pub(crate) fn private_bytes(&self) -> u64 {
-        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id())).unwrap();
-        rollup
+    /// Bytes of memory that are resident and back no file. From `status`, which stays readable
+    /// when a process hides its memory maps from others.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        status
             .lines()
-            .filter(|line| line.starts_with("Private_"))
-            .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .filter(|line| line.starts_with("RssAnon:") || line.starts_with("RssShmem:"))
+            .map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
             .sum::<u64>()
             * 1024
     }
