@@ -4,7 +4,6 @@
 //! time: the machine's other load and the clients' cost are not in it. See `bench/README.md`.
 
 #![forbid(unsafe_code)]
-#![allow(missing_docs, reason = "criterion_group makes a public function without one")]
 
 mod support;
 

@@ -136,9 +136,13 @@ fn leaves_nothing_over(file: &File, complaints: &mut Vec<String>) {
     }
 }
 
-/// Line numbers are wrong after the next commit; a symbol is not.
+/// Line numbers are wrong after the next commit; a symbol is not. What a program prints may have
+/// them, so of Rust files only comments count.
 fn cites_no_line_numbers(file: &File, complaints: &mut Vec<String>) {
     for (index, line) in file.text.lines().enumerate() {
+        if file.path.ends_with(".rs") && !line.trim_start().starts_with("//") {
+            continue;
+        }
         let cites = [".rs:", ".rs#L", ".toml:", ".md:"].iter().any(|suffix| {
             line.match_indices(suffix).any(|(at, _)| {
                 let behind = line.split_at(at).1.strip_prefix(suffix).unwrap_or_default();
@@ -155,7 +159,9 @@ fn cites_no_line_numbers(file: &File, complaints: &mut Vec<String>) {
 fn expects_instead_of_allowing(file: &File, complaints: &mut Vec<String>) {
     for (index, line) in file.text.lines().enumerate() {
         let line = line.trim_start();
-        if line.starts_with("#[allow(") || line.starts_with("#![allow(") {
+        // A module shared by several programs has parts that one of them does not use.
+        let shared = file.path.ends_with("support/mod.rs") && line.contains("dead_code");
+        if !shared && (line.starts_with("#[allow(") || line.starts_with("#![allow(")) {
             let message = "use #[expect(.., reason = \"..\")] instead of allow";
             complaints.push(file.complaint(index + 1, message));
         }

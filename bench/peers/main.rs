@@ -5,7 +5,7 @@
 //! in the same profile, and tells where that is.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, reason = "the table is the program's product")]
+#![expect(clippy::print_stdout, reason = "the table is the program's product")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -179,7 +179,7 @@ fn load(
     if progress == 0 {
         return Err("nothing was completed in the measured time".into());
     }
-    #[allow(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
+    #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
     let (units, scale) = if work.is_bulk() {
         (progress as f64 / f64::from(1 << 30), 1.0)
     } else {

@@ -62,7 +62,7 @@ impl Certificate {
     /// What clients offer: TLS 1.3, `TLS_AES_128_GCM_SHA256`, X25519, no resumption. One offer for
     /// all servers is what makes them do the same cryptography.
     ///
-    /// With `check_signature` false the client trusts the server's `CertificateVerify`: it costs the
+    /// Without `check_signature` the client trusts the server's `CertificateVerify`: it costs the
     /// server nothing less, and lets one client CPU keep up with one server CPU.
     pub(crate) fn client_config(&self, check_signature: bool) -> Result<Arc<ClientConfig>> {
         let provider = Arc::new(CryptoProvider {

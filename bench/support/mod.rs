@@ -33,7 +33,7 @@ pub(crate) static PAYLOAD: [u8; 64 * 1024] = {
     let mut bytes = [0; 64 * 1024];
     let mut at = 0;
     while at < bytes.len() {
-        #[allow(
+        #[expect(
             clippy::indexing_slicing,
             clippy::cast_possible_truncation,
             reason = "const context; the bounds are the loop's and the modulus"

@@ -4,7 +4,7 @@ mod origin;
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(super) fn demo(listen: SocketAddr) -> Result<Ended, Failure> {
 }
 
 fn invite(address: SocketAddr, chain: &Path) {
-    let host = if address.ip().is_loopback() && address.is_ipv4() {
+    let host = if address.ip() == Ipv4Addr::LOCALHOST {
         format!("localhost:{}", address.port())
     } else {
         address.to_string()
@@ -68,7 +68,7 @@ impl Files {
     fn make(listen: SocketAddr) -> std::io::Result<Self> {
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         let ip = listen.ip();
-        if !ip.is_loopback() && !ip.is_unspecified() {
+        if !ip.is_unspecified() && !names.contains(&ip.to_string()) {
             names.push(ip.to_string());
         }
         let made = rcgen::generate_simple_self_signed(names).map_err(std::io::Error::other)?;

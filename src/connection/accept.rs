@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::io::Side;
 use crate::telemetry::labels::{HandshakeOutcome, Limit, Span};
-use crate::tls::hello::{self, Hello, Peek};
+use crate::tls::hello::{self, Hello, Peek, TLS12};
 use crate::tls::session::Session;
 
 use super::close::Close;
@@ -18,6 +18,8 @@ use super::{Event, Stage};
 
 /// Alert `decode_error` (RFC 8446 section 6.2).
 const ALERT_DECODE_ERROR: u8 = 50;
+/// Alert `protocol_version` (RFC 8446 section 6.2).
+const ALERT_PROTOCOL_VERSION: u8 = 70;
 /// Alert `internal_error` (RFC 8446 section 6.2).
 const ALERT_INTERNAL_ERROR: u8 = 80;
 /// Alert `unrecognized_name` (RFC 6066 section 3).
@@ -60,7 +62,13 @@ impl Accept {
             // The usual case: the whole ClientHello in one receive, looked at where it is.
             match hello::peek(bytes) {
                 Peek::Incomplete => {}
+                Peek::Complete(hello) if hello.newest_version < TLS12 => {
+                    return too_old(common, cx);
+                }
                 Peek::Complete(hello) => {
+                    if hello.record_bytes > common.snapshot.client_hello_bytes {
+                        return too_large(common, cx);
+                    }
                     let name = name_of(&hello);
                     return welcome(name, bytes, common, cx);
                 }
@@ -69,15 +77,12 @@ impl Accept {
         }
         self.received.extend_from_slice(bytes);
         match hello::peek(&self.received) {
-            Peek::Incomplete if self.received.len() >= common.snapshot.client_hello_bytes => {
-                cx.counters.limits.of(Limit::ClientHelloBytes).add(1);
-                let outcome = HandshakeOutcome::ClientHelloTooLarge;
-                fail(outcome, Some(ALERT_DECODE_ERROR), common, cx)
-            }
+            _ if self.received.len() >= common.snapshot.client_hello_bytes => too_large(common, cx),
             Peek::Incomplete => {
                 common.receive(Side::Client, cx);
                 Stage::Accept(self)
             }
+            Peek::Complete(hello) if hello.newest_version < TLS12 => too_old(common, cx),
             Peek::Complete(hello) => {
                 let name = name_of(&hello);
                 welcome(name, &mut self.received, common, cx)
@@ -115,6 +120,16 @@ fn welcome(
         }
         Err(failure) => fail(failure.outcome(), Some(ALERT_INTERNAL_ERROR), common, cx),
     }
+}
+
+/// rustls would look at the missing extensions of such a client first, and blame those.
+fn too_old(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    fail(HandshakeOutcome::NoSharedVersion, Some(ALERT_PROTOCOL_VERSION), common, cx)
+}
+
+fn too_large(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    cx.counters.limits.of(Limit::ClientHelloBytes).add(1);
+    fail(HandshakeOutcome::ClientHelloTooLarge, Some(ALERT_DECODE_ERROR), common, cx)
 }
 
 /// Bytes that cannot become a `ClientHello`.

@@ -31,7 +31,7 @@ pub mod queue;
 pub mod story;
 
 use crate::io::{Buffer, Errno, Kind, Side, Time};
-use crate::telemetry::labels::{CloseReason, State};
+use crate::telemetry::labels::{CloseReason, HandshakeOutcome, State};
 use crate::telemetry::record::Record;
 
 use common::Common;
@@ -88,14 +88,17 @@ enum Stage {
 pub struct Connection {
     stage: Stage,
     common: Common,
+    /// The state that the gauges count it under.
+    counted: Option<State>,
 }
 
 impl Connection {
     /// Begins the journey of a client that was accepted just now.
     pub fn begin(mut common: Common, cx: &mut Context<'_>) -> Self {
         let stage = Stage::Accept(accept::Accept::begin(&mut common, cx));
-        cx.counters.connections.of(State::ClientHello).add(1);
-        Self { stage, common }
+        let mut this = Self { stage, common, counted: None };
+        this.count_state(cx);
+        this
     }
 
     /// Takes one completion: bookkeeping first, then the stage.
@@ -121,8 +124,13 @@ impl Connection {
 
     /// Ends the connection now, with resets on both sides.
     pub fn abort(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
-        let was = self.state();
         let stage = std::mem::replace(&mut self.stage, Stage::Done(reason));
+        if self.common.story.handshake.is_none() {
+            let defect = reason == CloseReason::InternalError;
+            let outcome =
+                if defect { HandshakeOutcome::InternalError } else { HandshakeOutcome::Draining };
+            self.common.story.handshake_ended(outcome, cx);
+        }
         self.stage = match stage {
             Stage::Done(reason) => Stage::Done(reason),
             Stage::Close(close) => close.hurry(&mut self.common, cx),
@@ -130,7 +138,7 @@ impl Connection {
                 close::Close::abort(&mut self.common, reason, cx)
             }
         };
-        self.count_state(was, cx);
+        self.count_state(cx);
     }
 
     /// When [`Connection::timer`] must be called next, if that is not arranged already.
@@ -172,7 +180,6 @@ impl Connection {
     }
 
     fn handle(&mut self, event: Event<'_>, cx: &mut Context<'_>) {
-        let was = self.state();
         // Should the stage panic, the worker aborts the connection from this placeholder.
         let stage = std::mem::replace(&mut self.stage, Stage::Close(close::Close::interrupted()));
         let common = &mut self.common;
@@ -184,7 +191,7 @@ impl Connection {
             Stage::Close(stage) => stage.handle(&event, common, cx),
             Stage::Done(reason) => Stage::Done(reason),
         };
-        self.count_state(was, cx);
+        self.count_state(cx);
     }
 
     fn state(&self) -> Option<State> {
@@ -198,8 +205,9 @@ impl Connection {
         }
     }
 
-    fn count_state(&self, was: Option<State>, cx: &Context<'_>) {
+    fn count_state(&mut self, cx: &Context<'_>) {
         let is = self.state();
+        let was = std::mem::replace(&mut self.counted, is);
         if was != is {
             if let Some(was) = was {
                 cx.counters.connections.of(was).sub(1);

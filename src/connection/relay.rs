@@ -132,13 +132,9 @@ fn server_failed(common: &mut Common, cx: &mut Context<'_>) -> Stage {
 
 fn deadline(common: &mut Common, cx: &mut Context<'_>) -> Stage {
     common.story.mark(Span::Relay, cx);
-    if common.inbound.ended() || common.outbound.ended() {
-        return Close::abort(common, CloseReason::HalfClosedTimeout, cx);
-    }
-    if common.inbound.is_empty() && common.outbound.is_empty() {
-        common.end_outbound(cx);
-        return Close::begin(CloseReason::IdleTimeout, How::Flush, How::Close, common, cx);
-    }
-    // A peer that has not taken a byte for that long will not take a farewell either.
-    Close::abort(common, CloseReason::IdleTimeout, cx)
+    let one_ended = common.inbound.ended() || common.outbound.ended();
+    let reason = if one_ended { CloseReason::HalfClosedTimeout } else { CloseReason::IdleTimeout };
+    // With resets: it is we who end it, and neither side has said that it was done. A clean end
+    // would let whoever withholds packets pass off a part of a message as the whole.
+    Close::abort(common, reason, cx)
 }

@@ -46,7 +46,7 @@ pub fn claim(listeners: &[Listener]) -> Result<Vec<Bind>, AddressError> {
     Ok(binds)
 }
 
-/// Binds once and lets go. `SO_REUSEADDR` forgives connections in `TIME_WAIT`, and nothing else that
+/// Binds once and lets go. `SO_REUSEADDR` forgives connections in `TIME_WAIT`, nothing else that
 /// listens (socket(7)). `IPV6_V6ONLY` lets `0.0.0.0:443` and `[::]:443` stand side by side.
 fn probe(address: SocketAddr) -> nix::Result<SocketAddr> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };

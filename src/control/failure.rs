@@ -175,7 +175,7 @@ fn ring_cure(error: &std::io::Error) -> String {
              it: allow io_uring_setup, io_uring_enter and io_uring_register in its profile",
         ),
         Errno::EINVAL => cure.push_str(
-            "this kernel does not know a flag that Portcullis needs: Linux 6.1 or newer is required",
+            "this kernel does not know a flag that Portcullis needs: use Linux 6.1 or newer",
         ),
         Errno::ENOMEM => cure.push_str(
             "locked memory is exhausted: raise it (`LimitMEMLOCK=infinity` in the systemd unit, \

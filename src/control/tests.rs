@@ -1,3 +1,5 @@
+//! Tests of start-up and shutdown with workers that serve nobody.
+
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
 use std::time::Duration;

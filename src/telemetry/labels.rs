@@ -48,7 +48,8 @@ macro_rules! labels {
 labels! {
     /// Why a connection ended: one per connection, counted at its close.
     CloseReason {
-        /// Both sides ended their direction cleanly and everything was delivered.
+        /// Both sides ended cleanly and everything was delivered; or the server ended, the client
+        /// had all of it and closed without ceremony.
         Finished = "finished",
         /// The client ended without TLS's `close_notify`: what it sent may be cut short.
         ClientTruncated = "client_truncated",
@@ -66,7 +67,7 @@ labels! {
         NoServer = "no_server",
         /// The handshake did not come to its end; the handshake outcome says why.
         HandshakeFailed = "handshake_failed",
-        /// `timeouts.idle` passed without a byte.
+        /// `timeouts.idle` passed without a byte; both sides got a reset.
         IdleTimeout = "idle_timeout",
         /// One side ended and `timeouts.half_closed` passed without a byte from the other.
         HalfClosedTimeout = "half_closed_timeout",

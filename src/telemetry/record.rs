@@ -28,7 +28,7 @@ pub struct Record {
     pub group: Group,
     /// Index of the backend, once routed.
     pub backend: Option<u16>,
-    /// Index of the server within its backend, once connected.
+    /// Index of the server within its backend that was tried last.
     pub server: Option<u16>,
     /// Why it ended.
     pub reason: CloseReason,

@@ -20,6 +20,8 @@ const EXTENSION_SERVER_NAME: u16 = 0;
 const EXTENSION_ALPN: u16 = 16;
 const EXTENSION_SUPPORTED_VERSIONS: u16 = 43;
 const TLS13: u16 = 0x0304;
+/// TLS 1.2 (RFC 5246).
+pub const TLS12: u16 = 0x0303;
 
 /// How a plain HTTP request may begin: the methods of RFC 9110 section 9 and RFC 5789, and the
 /// preface of HTTP/2 (RFC 9113 section 3.4).
@@ -63,8 +65,9 @@ pub struct Hello<'a> {
     /// An IP address stood where a host name belongs. RFC 6066 section 3 forbids it, clients do it
     /// all the same; like the session, we take it for no name at all.
     pub named_address: bool,
-    /// `supported_versions` lists TLS 1.3.
-    pub offers_tls13: bool,
+    /// The newest version that we know and the client offers, in `supported_versions` or, without
+    /// it, in the message itself: 0x0304 is TLS 1.3 (RFC 8446 section 4.2.1).
+    pub newest_version: u16,
     /// Bytes of the records that the message came in, headers included.
     pub record_bytes: usize,
     alpn: Option<Cursor<'a>>,
@@ -273,11 +276,13 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
     let mut hello = Hello {
         server_name: None,
         named_address: false,
-        offers_tls13: false,
+        newest_version: 0,
         record_bytes: framed.record_bytes,
         alpn: None,
     };
     let mut message = Cursor::new(bytes, framed.message_bytes);
+    message.split(MESSAGE_HEADER_BYTES).ok_or(Fault::Decode)?;
+    hello.newest_version = message.u16().ok_or(Fault::Decode)?.min(TLS12);
     let extensions = extensions(&mut message).ok_or(Fault::Decode)?;
     let Some(mut extensions) = extensions else {
         return Ok(hello);
@@ -297,7 +302,7 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
                 hello.alpn.replace(list).is_some()
             }
             EXTENSION_SUPPORTED_VERSIONS => {
-                hello.offers_tls13 = lists_tls13(body).ok_or(Fault::Decode)?;
+                hello.newest_version = newest_version(body).ok_or(Fault::Decode)?;
                 std::mem::replace(&mut seen_versions, true)
             }
             // The session judges all others.
@@ -310,14 +315,14 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
     Ok(hello)
 }
 
-/// Skips to the extensions; `Some(None)`: a `ClientHello` without any, as TLS 1.2 allows.
+/// Skips from behind the version to the extensions; `Some(None)`: a `ClientHello` without any, as TLS 1.2 allows.
 #[expect(
     clippy::option_option,
     reason = "the outer one is a broken message, the inner one an absent field"
 )]
 fn extensions<'a>(message: &mut Cursor<'a>) -> Option<Option<Cursor<'a>>> {
-    const VERSION_AND_RANDOM_BYTES: usize = 2 + 32;
-    message.split(MESSAGE_HEADER_BYTES + VERSION_AND_RANDOM_BYTES)?;
+    const RANDOM_BYTES: usize = 32;
+    message.split(RANDOM_BYTES)?;
     let session_id_len = message.length_8()?;
     message.split(session_id_len)?;
     message.vector_16()?; // cipher_suites
@@ -377,14 +382,15 @@ fn protocols(mut body: Cursor<'_>) -> Option<Cursor<'_>> {
 }
 
 //= https://www.rfc-editor.org/rfc/rfc8446#section-4.2.1
-fn lists_tls13(mut body: Cursor<'_>) -> Option<bool> {
+fn newest_version(mut body: Cursor<'_>) -> Option<u16> {
     let len = body.length_8()?;
     let mut list = body.split(len)?;
-    let mut found = false;
+    let mut newest = 0;
     while !list.is_empty() {
-        found |= list.u16()? == TLS13;
+        // GREASE values (RFC 8701) and drafts lie above the versions that we know.
+        newest = Some(list.u16()?).filter(|version| *version <= TLS13).unwrap_or(0).max(newest);
     }
-    body.is_empty().then_some(found)
+    body.is_empty().then_some(newest)
 }
 
 /// Reads a message through the headers of the records that it is spread over.

@@ -41,6 +41,11 @@ impl Accepting {
         self.paused_until
     }
 
+    /// No accept will be armed any more.
+    pub(super) fn end(&mut self) {
+        self.paused_until = None;
+    }
+
     fn ended(&mut self, listener: u32) {
         if let Some(armed) = self.armed.get_mut(listener as usize) {
             *armed -= 1;
@@ -96,8 +101,10 @@ impl<I: Io> Worker<I> {
 
     /// Cancels every armed accept. One that had succeeded still brings its client.
     pub(super) fn cancel_accepts(&mut self) {
-        for (slot, generation, entry) in self.table.iter() {
-            if matches!(entry, Entry::Accepting(_)) {
+        for (slot, generation, entry) in self.table.iter_mut() {
+            if let Entry::Accepting { cancelled, .. } = entry
+                && !std::mem::replace(cancelled, true)
+            {
                 let token = Token::new(slot, generation, Kind::CancelAccept);
                 self.io.submit(token, Operation::Cancel { target: Kind::Accept });
             }
@@ -106,7 +113,7 @@ impl<I: Io> Worker<I> {
 
     /// An accept has ended: with a client, or with a reason to pause.
     pub(super) fn on_accept(&mut self, completion: &Completion) {
-        let Some(Entry::Accepting(listener)) = self.table.entry(completion.token) else {
+        let Some(Entry::Accepting { listener, .. }) = self.table.entry(completion.token) else {
             self.counters.stale_completions.add(1);
             return;
         };
@@ -126,7 +133,9 @@ impl<I: Io> Worker<I> {
                     self.counters.accept_paused.raise_to(1);
                 }
                 // Whatever it was: an accept that fails at once, armed at once, would spin.
-                self.accepting.paused_until = Some(self.now + BACK_OFF);
+                if self.drain_until.is_none() {
+                    self.accepting.paused_until = Some(self.now + BACK_OFF);
+                }
             }
         }
     }

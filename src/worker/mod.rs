@@ -67,7 +67,7 @@ pub fn slots(connections: u32, binds: usize) -> u32 {
 pub enum Progress {
     /// Call [`Worker::turn`] again.
     Running,
-    /// Drained or stopped: every connection has ended and nothing is in flight.
+    /// Drained or stopped: every connection has ended, and no accept is armed.
     Ended,
 }
 
@@ -215,6 +215,7 @@ impl<I: Io> Worker<I> {
     /// Stops accepting; what has not ended at `until` is aborted.
     fn drain(&mut self, until: Time) {
         self.drain_until = Some(self.drain_until.map_or(until, |earlier| earlier.min(until)));
+        self.accepting.end();
         self.cancel_accepts();
     }
 

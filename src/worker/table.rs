@@ -8,8 +8,13 @@ use crate::io::Token;
 pub enum Entry {
     /// Nothing.
     Free,
-    /// An accept on this listening socket is in flight for it.
-    Accepting(u32),
+    /// An accept is in flight for it.
+    Accepting {
+        /// On which listening socket.
+        listener: u32,
+        /// It has been cancelled, and still completes.
+        cancelled: bool,
+    },
     /// A connection.
     Open(Box<Connection>),
 }
@@ -69,7 +74,7 @@ impl Table {
         let entry = self.slots.get_mut(slot as usize)?;
         assert!(matches!(entry.entry, Entry::Free), "a free slot is in use");
         entry.generation = (entry.generation + 1) % Token::GENERATIONS;
-        entry.entry = Entry::Accepting(listener);
+        entry.entry = Entry::Accepting { listener, cancelled: false };
         self.accepting += 1;
         Some((slot, entry.generation))
     }
@@ -97,7 +102,7 @@ impl Table {
         let Some(entry) = self.slots.get_mut(slot as usize) else {
             return;
         };
-        assert!(matches!(entry.entry, Entry::Accepting(_)), "a client without an accept");
+        assert!(matches!(entry.entry, Entry::Accepting { .. }), "a client without an accept");
         entry.entry = Entry::Open(connection);
         self.accepting -= 1;
         self.open += 1;
@@ -114,7 +119,7 @@ impl Table {
         let was = std::mem::replace(&mut entry.entry, Entry::Free);
         match was {
             Entry::Free => {}
-            Entry::Accepting(_) => self.accepting -= 1,
+            Entry::Accepting { .. } => self.accepting -= 1,
             Entry::Open(_) => self.open -= 1,
         }
         assert!(!matches!(was, Entry::Free), "a free slot is freed");
@@ -125,7 +130,16 @@ impl Table {
     /// Every slot in use, with its generation.
     pub fn iter(&self) -> impl Iterator<Item = (u32, u32, &Entry)> {
         self.slots.iter().zip(0_u32..).filter_map(|(slot, number)| {
-            (!matches!(slot.entry, Entry::Free)).then_some((number, slot.generation, &slot.entry))
+            let used = !matches!(slot.entry, Entry::Free);
+            used.then_some((number, slot.generation, &slot.entry))
+        })
+    }
+
+    /// Every slot in use, with its generation, to be changed in place.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, u32, &mut Entry)> {
+        self.slots.iter_mut().zip(0_u32..).filter_map(|(slot, number)| {
+            let used = !matches!(slot.entry, Entry::Free);
+            used.then_some((number, slot.generation, &mut slot.entry))
         })
     }
 }

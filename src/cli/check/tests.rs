@@ -1,3 +1,5 @@
+//! Tests of the report, against files made on the spot.
+
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 

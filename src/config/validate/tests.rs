@@ -1,3 +1,5 @@
+//! Tests of what a configuration file may say, and of what its errors say.
+
 use std::path::Path;
 
 use super::*;

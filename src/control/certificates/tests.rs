@@ -1,3 +1,5 @@
+//! Tests with certificates and keys made on the spot.
+
 use std::process::Command;
 use std::time::Duration;
 
