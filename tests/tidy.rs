@@ -140,7 +140,7 @@ fn leaves_nothing_over(file: &File, complaints: &mut Vec<String>) {
 /// them, so of Rust files only comments count.
 fn cites_no_line_numbers(file: &File, complaints: &mut Vec<String>) {
     for (index, line) in file.text.lines().enumerate() {
-        if file.path.ends_with(".rs") && !line.trim_start().starts_with("//") {
+        if file.is_rust() && !line.trim_start().starts_with("//") {
             continue;
         }
         let cites = [".rs:", ".rs#L", ".toml:", ".md:"].iter().any(|suffix| {

@@ -15,9 +15,9 @@ use crate::worker::snapshot::Local;
 
 use super::context::Context;
 use super::in_flight::{self, InFlight};
-use super::queue::Queue;
 use super::story::Story;
 use super::{Delivery, Event};
+use crate::io::queue::Queue;
 
 /// One of a connection's two sockets, as far as the journey must know it.
 #[derive(Debug, Default)]

@@ -27,7 +27,6 @@ pub mod close;
 pub mod common;
 pub mod context;
 pub mod in_flight;
-pub mod queue;
 pub mod story;
 
 use crate::io::{Buffer, Errno, Kind, Side, Time};

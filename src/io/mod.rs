@@ -7,6 +7,7 @@
 pub mod buffer;
 pub mod errno;
 pub mod operation;
+pub mod queue;
 pub mod time;
 pub mod token;
 

@@ -284,7 +284,7 @@ fn seconds(nanos: u64) -> f64 {
 
 #[expect(
     clippy::cast_precision_loss,
-    reason = "Prometheus samples are doubles; 2^53 nanoseconds are 104 days of busy time, then the last digit blurs"
+    reason = "samples are doubles; beyond 2^53 ns, 104 days of busy time, the last digit blurs"
 )]
 fn float(value: u64) -> f64 {
     value as f64

@@ -56,7 +56,9 @@ impl Metric {
 }
 
 macro_rules! metrics {
-    ($($ident:ident: $name:literal $kind:ident $unit:ident [$($label:literal),*] $help:literal;)+) => {
+    ($(
+        $ident:ident: $name:literal $kind:ident $unit:ident [$($label:literal),*] $help:literal;
+    )+) => {
         $(
             #[doc = $help]
             pub const $ident: Metric = Metric {

@@ -315,7 +315,8 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
     Ok(hello)
 }
 
-/// Skips from behind the version to the extensions; `Some(None)`: a `ClientHello` without any, as TLS 1.2 allows.
+/// Skips from behind the version to the extensions; `Some(None)`: a `ClientHello` without any, as
+/// TLS 1.2 allows.
 #[expect(
     clippy::option_option,
     reason = "the outer one is a broken message, the inner one an absent field"

@@ -12,8 +12,8 @@ use rustls::unbuffered::{
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion, ServerConfig};
 
 use super::failure::Failure;
-use crate::connection::queue::Queue;
 use crate::io::buffer::Pool;
+use crate::io::queue::Queue;
 use crate::limits::{RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX};
 use crate::telemetry::labels::{Group, Suite, Version};
 

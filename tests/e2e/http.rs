@@ -20,7 +20,8 @@ fn origin(program: &Path, listen: &str) -> Peer {
     let peer = nginx(
         program,
         listen,
-        "client_max_body_size 64m;\n  location /upload/ { dav_methods PUT; create_full_put_path on; }",
+        "client_max_body_size 64m;\n  location /upload/ { dav_methods PUT; \
+         create_full_put_path on; }",
     );
     let files = peer.dir.path().join("files");
     std::fs::write(files.join("small.txt"), "a small file\n").unwrap();

@@ -1,13 +1,12 @@
 //! The real binary against real peers, one module per topic.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::print_stdout,
     reason = "a test fails by panicking, and its helpers stand outside #[test] functions"
 )]
-#![allow(
+#![expect(
     clippy::float_cmp,
     reason = "metrics are whole numbers below 2^53, which f64 holds exactly"
 )]

@@ -1,3 +1,5 @@
+//! Tests of the exposition: it parses, it is complete, its labels are closed.
+
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
