@@ -9,7 +9,7 @@
 //! kernel).
 
 #![forbid(unsafe_code)]
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

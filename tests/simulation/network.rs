@@ -116,7 +116,7 @@ impl Link {
         self.capacity - self.outbound(end).used
     }
 
-    /// Takes what fits of `bytes`; `Ok(0)` when nothing does: try again when the other end has read.
+    /// Takes what fits of `bytes`; `Ok(0)` when nothing does: try again when the peer has read.
     pub(crate) fn write(&mut self, end: End, bytes: &[u8]) -> Result<usize, Errno> {
         let socket = self.socket(end);
         assert!(!socket.closed, "a write to a closed socket");

@@ -123,7 +123,7 @@ impl World {
         self.random.micros(1, longest)
     }
 
-    /// A client comes: connected by the kernel, not accepted yet. Its first bytes may be on the way.
+    /// A client comes: connected by the kernel, not accepted yet. Its first bytes may be under way.
     pub(crate) fn client_arrives(&mut self, talk: usize, listener: usize) {
         self.expected -= 1;
         let script = self.talks[talk].plan.client.clone();

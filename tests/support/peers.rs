@@ -92,7 +92,8 @@ pub(crate) fn haproxy(program: &Path, bind: &str, body: &str) -> Peer {
         &file,
         format!(
             "global\n maxconn 4000\ndefaults\n mode http\n timeout client 60s\n \
-             timeout server 60s\n timeout connect 5s\nfrontend front\n bind {address} {bind}\n{body}\n"
+             timeout server 60s\n timeout connect 5s\nfrontend front\n \
+             bind {address} {bind}\n{body}\n"
         ),
     )
     .unwrap();
