@@ -1,6 +1,6 @@
 //! Stage 4 of 5: relay. Two directions, each with its own queue, end and backpressure.
 //!
-//! Everything here is level-triggered: after each event [`Relay::go_on`] looks at both directions
+//! Everything here is level-triggered: after each event `Relay::pump` looks at both directions
 //! and submits what is possible and not in flight.
 
 use crate::io::Side;
