@@ -14,6 +14,10 @@ pub const RECORD_OVERHEAD_BYTES_MAX: usize = 5 + 8 + 16;
 /// records and their headers fit.
 pub const RECEIVE_BUFFER_BYTES: usize = 2 * RECORD_PAYLOAD_BYTES_MAX + 256;
 
+/// Bytes that one receive operation can deliver in all its completions, at most: how far a side
+/// can overshoot [`QUEUE_HIGH_WATER_BYTES`].
+pub const RECEIVE_BYTES_MAX: usize = 64 * 1024;
+
 /// Buffers in a worker's provided-buffer ring. A power of two (kernel's rule). When all are taken
 /// the kernel answers ENOBUFS and the receive is armed again on the next turn.
 pub const RECEIVE_BUFFERS: u16 = 256;
@@ -102,5 +106,6 @@ pub const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 const _: () = assert!(RECEIVE_BUFFERS_AT_FIRST <= RECEIVE_BUFFERS);
+const _: () = assert!(RECEIVE_BYTES_MAX >= RECEIVE_BUFFER_BYTES);
 const _: () = assert!(SEND_BUFFER_BYTES > RECEIVE_BUFFER_BYTES);
 const _: () = assert!(QUEUE_HIGH_WATER_BYTES >= RECORD_PAYLOAD_BYTES_MAX);

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::io::{Errno, Kind, Operation, Side, Time};
-use crate::limits::QUEUE_HIGH_WATER_BYTES;
+use crate::limits::{
+    QUEUE_HIGH_WATER_BYTES, RECEIVE_BYTES_MAX, RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX,
+};
 use crate::telemetry::labels::Limit;
 use crate::tls::failure::Failure;
 use crate::tls::session::{Session, Sinks};
@@ -250,6 +252,14 @@ impl Common {
         std::mem::take(&mut self.timer_wanted).then_some(self.timer_at).flatten()
     }
 
+    /// The last completion of an operation has come.
+    pub(super) fn ended(&mut self, kind: Kind) {
+        self.in_flight.end(kind);
+        if self.cancelled.has(kind) {
+            self.cancelled.end(kind);
+        }
+    }
+
     /// Books a completion and says what it means to the stage.
     pub(super) fn settle<'a>(
         &mut self,
@@ -258,10 +268,6 @@ impl Common {
         delivery: Delivery<'a>,
         cx: &mut Context<'_>,
     ) -> Event<'a> {
-        self.in_flight.end(kind);
-        if self.cancelled.has(kind) {
-            self.cancelled.end(kind);
-        }
         match kind {
             Kind::RecvClient => self.settle_receive(Side::Client, result, delivery, cx),
             Kind::RecvServer => self.settle_receive(Side::Server, result, delivery, cx),
@@ -356,7 +362,9 @@ impl Common {
         assert!(self.client.open || !client_busy, "an operation on a closed client socket");
         assert!(self.server.open || !server_busy, "an operation on a closed server socket");
         // The high-water mark, what one receive can add to it, and TLS's own records.
-        let bound = QUEUE_HIGH_WATER_BYTES + 3 * crate::limits::SEND_BUFFER_BYTES;
+        let bound = QUEUE_HIGH_WATER_BYTES
+            + RECEIVE_BYTES_MAX
+            + 2 * (RECORD_PAYLOAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX);
         assert!(self.inbound.pending() <= bound, "inbound grows without bound");
         assert!(self.outbound.pending() <= bound, "outbound grows without bound");
     }

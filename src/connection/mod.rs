@@ -105,9 +105,13 @@ impl Connection {
         &mut self,
         kind: Kind,
         result: Result<u32, Errno>,
+        more: bool,
         delivery: Delivery<'_>,
         cx: &mut Context<'_>,
     ) {
+        if !more {
+            self.common.ended(kind);
+        }
         let event = self.common.settle(kind, result, delivery, cx);
         self.handle(event, cx);
     }

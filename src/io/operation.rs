@@ -34,7 +34,9 @@ pub enum Operation {
     },
     /// Ask for the address that the client reached.
     LocalAddress,
-    /// Receive into a buffer that the `Io` chooses; 0 bytes is the end of the stream.
+    /// Receive into buffers that the `Io` chooses; 0 bytes is the end of the stream. One operation
+    /// may bring several completions, of [`crate::limits::RECEIVE_BYTES_MAX`] together at most; it
+    /// is in flight until one comes without `more`.
     Recv {
         /// From which socket.
         side: Side,

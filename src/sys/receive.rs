@@ -5,11 +5,13 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::IoUring;
-use io_uring::types::BufRingEntry;
+use io_uring::types::{BufRingEntry, Fixed};
+use io_uring::{IoUring, opcode, squeue};
 
 use crate::io::ReceivedAt;
-use crate::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_BUFFERS_AT_FIRST};
+use crate::limits::{
+    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_BUFFERS_AT_FIRST, RECEIVE_BYTES_MAX,
+};
 
 /// The buffer group that receives name.
 pub(super) const GROUP: u16 = 0;
@@ -26,6 +28,24 @@ enum Owner {
     /// Nobody, until the kernel needs more.
     Nobody,
 }
+
+/// A receive that goes on, message after message, until it has delivered [`RECEIVE_BYTES_MAX`]; up
+/// to `each` bytes a time. The limit stands where other operations have their file index (Linux
+/// 6.17, `optlen` of `io_uring_sqe`).
+pub(super) fn bounded(file: Fixed, each: u32) -> squeue::Entry {
+    const LIMIT_AT: usize = 44 / 4;
+    let mut entry = opcode::RecvMulti::new(file, GROUP).len(each).build();
+    let words: *mut u32 = (&raw mut entry).cast();
+    // SAFETY: an entry is the kernel's 64 bytes (asserted below); byte 44 is within it.
+    let limit = unsafe { words.add(LIMIT_AT) };
+    #[expect(clippy::cast_possible_truncation, reason = "a few ten KiB, see limits.rs")]
+    let bytes = RECEIVE_BYTES_MAX as u32;
+    // SAFETY: aligned to four bytes, within the entry, which is ours alone.
+    unsafe { limit.write(bytes) };
+    entry
+}
+
+const _: () = assert!(size_of::<squeue::Entry>() == 64 && align_of::<squeue::Entry>() >= 4);
 
 /// Buffers and the ring by which they travel to the kernel.
 ///

@@ -20,7 +20,7 @@ use crate::limits::{RECEIVE_BUFFER_BYTES, RECORD_PAYLOAD_BYTES_MAX};
 
 use super::address::SocketAddress;
 use super::enter::RingFd;
-use super::receive::{GROUP, ReceiveBuffers};
+use super::receive::{self, GROUP, ReceiveBuffers};
 
 /// Entries of the submission queue; when it is full it is submitted early.
 pub const SUBMISSIONS: u32 = 4096;
@@ -44,6 +44,8 @@ static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0;
 pub struct Features {
     /// `IORING_OP_FIXED_FD_INSTALL` (Linux 6.8): system calls that the ring lacks or does badly.
     pub descriptor_install: bool,
+    /// A multishot receive with a limit (Linux 6.17): one operation for many messages.
+    pub bounded_receive: bool,
     /// `SOCKET_URING_OP_SETSOCKOPT` (Linux 6.7): `TCP_NODELAY` towards servers.
     pub socket_options: bool,
 }
@@ -128,8 +130,19 @@ impl Ring {
             answered: Vec::new(),
             started: Instant::now(),
         };
+        this.features.bounded_receive = this.has_bounded_receive();
         this.read_mailbox();
         Ok(this)
+    }
+
+    /// Tries a bounded receive on a descriptor that is not there: a kernel that knows it says so, one
+    /// that does not refuses the limit.
+    fn has_bounded_receive(&mut self) -> bool {
+        let entry = receive::bounded(Fixed(0), 1);
+        self.push(&entry.user_data(0));
+        self.submit_queued(1, None);
+        let answer = self.uring.completion().next();
+        answer.is_some_and(|entry| entry.result() == -libc::EBADF)
     }
 
     /// Makes room for a chain of `entries`, submitting what is queued if there is none.
@@ -184,6 +197,19 @@ impl Ring {
         assert!(lent.is_none(), "two sends to one side in flight");
         *lent = Some(buffer);
         self.push(&entry);
+    }
+
+    fn recv(&mut self, token: Token, side: Side) {
+        let file = file(token, side);
+        let entry = if self.features.bounded_receive {
+            receive::bounded(file, receive_bytes(side))
+        } else {
+            opcode::Recv::new(file, std::ptr::null_mut(), receive_bytes(side))
+                .buf_group(GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
+        };
+        self.push(&entry.user_data(token.pack()));
     }
 
     fn accept(&mut self, token: Token, listener: u32) {
@@ -325,7 +351,8 @@ impl Ring {
             }
             _ => Payload::None,
         };
-        Some(Completion { token, result, more: false, payload })
+        let more = cqueue::more(entry.flags());
+        Some(Completion { token, result, more, payload })
     }
 
     fn received(&mut self, entry: &cqueue::Entry, result: Result<u32, Errno>) -> Payload {
@@ -385,15 +412,7 @@ impl Io for Ring {
             Operation::LocalAddress => self.local_address(token),
             Operation::Send { side, buffer } => self.send(token, side, buffer),
             Operation::Connect { address } => self.connect(token, &address),
-            Operation::Recv { side } => {
-                let into = std::ptr::null_mut();
-                let entry = opcode::Recv::new(file(token, side), into, receive_bytes(side))
-                    .buf_group(GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-                    .user_data(token.pack());
-                self.push(&entry);
-            }
+            Operation::Recv { side } => self.recv(token, side),
             Operation::Shutdown { side } => self.shutdown(token, side),
             Operation::Reset { side } => {
                 // Connecting to AF_UNSPEC dissolves an association (connect(2)); on TCP the
@@ -484,5 +503,6 @@ fn probe(ring: &IoUring) -> std::io::Result<Features> {
         // No opcode tells (it is a command of IORING_OP_URING_CMD); FIXED_FD_INSTALL came one
         // release later.
         socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),
+        bounded_receive: false,
     })
 }

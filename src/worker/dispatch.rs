@@ -56,7 +56,7 @@ impl<I: Io> Worker<I> {
 
     /// One of a connection's operations has ended.
     fn on_operation(&mut self, completion: Completion) {
-        let Completion { token, result, payload, .. } = completion;
+        let Completion { token, result, more, payload } = completion;
         let Some(connection) = self.table.connection(token.slot, token.generation) else {
             self.counters.stale_completions.add(1);
             match payload {
@@ -79,7 +79,7 @@ impl<I: Io> Worker<I> {
                 Some(at) => Delivery::Received(io.received(at)),
                 None => delivery,
             };
-            connection.complete(token.kind, result, delivery, &mut cx);
+            connection.complete(token.kind, result, more, delivery, &mut cx);
         }));
         if let Some(at) = received {
             self.io.recycle(at);
