@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use portcullis::io::{Address, Buffer, Errno, Kind, Operation, Payload, Side, Token};
+use portcullis::limits::RECEIVE_BYTES_MAX;
 
 use crate::faults::ConnectOutcome;
 use crate::network::{End, Read};
@@ -34,6 +35,12 @@ pub(crate) fn kinds_on(side: Side) -> &'static [Kind] {
             Kind::CloseServer,
         ],
     }
+}
+
+/// What one attempt of a receive that goes on has brought.
+enum Delivered {
+    Nothing,
+    Some,
 }
 
 /// The kind that an operation has to be submitted with.
@@ -208,7 +215,19 @@ impl SimIo {
         None
     }
 
+    /// Delivers what there is; goes on, if this kernel's receives do, until its limit.
     fn recv(&mut self, key: u64, token: Token, side: Side) -> Option<Operation> {
+        loop {
+            let received = self.in_flight.get(&key).map_or(0, |held| held.received);
+            match self.recv_once(key, token, side, RECEIVE_BYTES_MAX - received)? {
+                Delivered::Nothing => return Some(Operation::Recv { side }),
+                Delivered::Some => {}
+            }
+        }
+    }
+
+    /// `None`: the receive has ended.
+    fn recv_once(&mut self, key: u64, token: Token, side: Side, limit: usize) -> Option<Delivered> {
         let link = self.link_of(token, side);
         // The kernel picks the buffer first and gives it back when there is nothing to read.
         if self.buffers.exhausted() || self.world.random.chance(self.world.faults.no_buffers) {
@@ -218,11 +237,18 @@ impl SimIo {
         let (short, random) = (self.world.faults.short_reads, &mut self.world.random);
         let room = portcullis::limits::RECEIVE_BUFFER_BYTES;
         let most = if random.chance(short) { random.magnitude(1, room) } else { room };
+        let most = most.min(limit);
         match self.read_link(link, most) {
-            None => return Some(Operation::Recv { side }),
+            None => return Some(Delivered::Nothing),
             Some((Read::Bytes(len), bytes)) => {
                 let start = self.world.random.size(0, room - len);
                 let at = self.buffers.lend(start, &bytes[..len]);
+                if self.world.faults.receives_go_on && len < limit {
+                    let held = self.in_flight.get_mut(&key).expect("it is being attempted");
+                    held.received += len;
+                    self.post(key, Ok(at.len), true, Payload::Received(at));
+                    return Some(Delivered::Some);
+                }
                 self.complete(key, Ok(at.len), Payload::Received(at));
             }
             Some((Read::Failed(error), _)) => self.complete(key, Err(error), Payload::None),

@@ -22,6 +22,8 @@ pub(crate) struct Faults {
     pub(crate) accept_no_files: u32,
     /// An accept finds a client that has given up.
     pub(crate) accept_aborted: u32,
+    /// Not a fault: this kernel's receives go on after a completion, until their limit.
+    pub(crate) receives_go_on: bool,
     /// Receive buffers that there are.
     pub(crate) receive_buffers: u16,
     /// The longest way of a segment, in microseconds.
@@ -50,6 +52,7 @@ impl Faults {
             no_buffers: rate([0, 10, 200]),
             accept_no_files: rate([0, 50, 300]),
             accept_aborted: rate([0, 0, 50]),
+            receives_go_on: rate([0, 1, 1]) == 1,
             receive_buffers: u16::try_from(rate([2, 8, 64])).unwrap(),
             latency_micros: u64::from(rate([1, 1000, 30_000])),
             misbehaviour: rate([0, 300, 700]),

@@ -33,6 +33,8 @@ pub(crate) struct InFlight {
     pub(crate) token: Token,
     /// `None`: it has ended; its completion is on the way.
     pub(crate) operation: Option<Operation>,
+    /// A receive: bytes it has delivered so far.
+    pub(crate) received: usize,
 }
 
 /// One of a slot's two sockets.
@@ -100,18 +102,29 @@ impl SimIo {
         self.buffers.check_all_returned();
     }
 
-    /// The operation has ended: its completion is seen soon, or late.
+    /// The operation has ended.
     pub(crate) fn complete(&mut self, key: u64, result: Result<u32, Errno>, payload: Payload) {
         let held = self.in_flight.get_mut(&key).expect("completes while in flight");
         held.operation = None;
-        let token = held.token;
+        self.post(key, result, false, payload);
+    }
+
+    /// One of an operation's completions: it is seen soon, or late.
+    pub(crate) fn post(
+        &mut self,
+        key: u64,
+        result: Result<u32, Errno>,
+        more: bool,
+        payload: Payload,
+    ) {
+        let token = self.in_flight.get(&key).expect("completes while in flight").token;
         let late = self.world.faults.late_completions;
         let delay = if self.world.random.chance(late) {
             self.world.random.micros(1, 50_000)
         } else {
             self.world.random.micros(0, 5)
         };
-        let completion = Completion { token, result, more: false, payload };
+        let completion = Completion { token, result, more, payload };
         let server = execute::kinds_on(Side::Server).contains(&token.kind);
         let last = self.last_seen.entry((token.slot, server)).or_default();
         *last = (self.world.now + delay).max(*last);
@@ -142,7 +155,10 @@ impl SimIo {
 
     fn deliver(&mut self, completion: Completion, completions: &mut Vec<Completion>) {
         let key = completion.token.pack();
-        self.in_flight.remove(&key).expect("completed once");
+        assert!(self.in_flight.contains_key(&key), "completed once");
+        if !completion.more {
+            self.in_flight.remove(&key);
+        }
         let result = match completion.result {
             Ok(result) => u64::from(result),
             Err(Errno(number)) => u64::MAX - u64::from(number.unsigned_abs()),
@@ -246,7 +262,7 @@ impl Io for SimIo {
         let key = token.pack();
         assert_eq!(Token::unpack(key), Some(token), "packs both ways");
         let operation = Some(operation);
-        let former = self.in_flight.insert(key, InFlight { token, operation });
+        let former = self.in_flight.insert(key, InFlight { token, operation, received: 0 });
         assert!(former.is_none(), "{token:?} is in flight already");
         self.queued.push(key);
     }
