@@ -135,8 +135,8 @@ impl Ring {
         Ok(this)
     }
 
-    /// Tries a bounded receive on a descriptor that is not there: a kernel that knows it says so, one
-    /// that does not refuses the limit.
+    /// Tries a bounded receive on a descriptor that is not there: a kernel that knows bounds says
+    /// so, one that does not refuses the bound.
     fn has_bounded_receive(&mut self) -> bool {
         let entry = receive::bounded(Fixed(0), 1);
         self.push(&entry.user_data(0));
