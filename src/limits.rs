@@ -24,7 +24,7 @@ pub const RECEIVE_BUFFERS: u16 = 256;
 
 /// Buffers that the kernel gets before it has run out for the first time; then twice as many each
 /// time, up to [`RECEIVE_BUFFERS`]. Few buffers stay in the processor's cache.
-pub const RECEIVE_BUFFERS_AT_FIRST: u16 = 64;
+pub const RECEIVE_BUFFERS_AT_FIRST: u16 = 16;
 
 /// Bytes of one pooled send buffer: what one receive delivers, sealed into records, fits.
 pub const SEND_BUFFER_BYTES: usize =
