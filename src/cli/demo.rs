@@ -51,7 +51,8 @@ fn invite(address: SocketAddr, chain: &Path) {
     };
     say(&format!(
         "Portcullis {} listens on {address} with a self-signed certificate.\n\
-         Try, in another terminal:\n\n    curl --cacert {} https://{host}/\n\nCtrl-C ends it.\n",
+         Try, in another terminal:\n\n    curl --cacert {} https://{host}/\n\n\
+         Its connections so far (Ctrl-C ends it):",
         env!("CARGO_PKG_VERSION"),
         chain.display()
     ));
@@ -134,7 +135,7 @@ impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "connections {} open, {} in all | TLS {} ok, {} failed | {} in, {} out",
+            "{} open, {} in all | TLS {} ok, {} failed | {} in, {} out",
             Short(self.open),
             Short(self.accepted),
             Short(self.handshakes),
@@ -215,7 +216,6 @@ impl Display {
 
     fn finish(&mut self, count: &Count) {
         let ended = format!("Ended: {count}");
-        // Over the live line, and over the ^C that the terminal echoed behind it.
         say(&if self.terminal { in_place(&ended) } else { ended });
     }
 }
@@ -226,7 +226,8 @@ fn in_place(text: &str) -> String {
     const NO_WRAP: &str = "\x1b[?7l";
     const WRAP: &str = "\x1b[?7h";
     const ERASE_TO_END: &str = "\x1b[K";
-    format!("\r{NO_WRAP}{text}{ERASE_TO_END}{WRAP}")
+    // The cursor waits at the line's start, so that a log line or an echoed ^C writes over it.
+    format!("\r{NO_WRAP}{text}{ERASE_TO_END}{WRAP}\r")
 }
 
 fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
@@ -309,7 +310,7 @@ mod tests {
         counters.inbound_bytes.add(1536);
         assert_eq!(
             display.line(&Count::of(&process)).unwrap(),
-            "connections 1 open, 3 in all | TLS 2 ok, 1 failed | 1.5 KiB in, 0 B out\n"
+            "1 open, 3 in all | TLS 2 ok, 1 failed | 1.5 KiB in, 0 B out\n"
         );
     }
 

@@ -167,8 +167,8 @@ fn warn(backend: &Backend, server: &Server, host: &str, kept: usize, error: Opti
     let at = &server.address_at;
     let why = error.map_or_else(|| "no address".to_owned(), |error| error.to_string());
     tracing::warn!(
-        "{}:{}: {}: the name {host} of backend \"{}\" does not resolve ({why}); {}, and it is asked \
-         for again every {RESOLVE_INTERVAL:?}",
+        "{}:{}: {}: the name {host} of backend \"{}\" does not resolve ({why}); {}, and it is \
+         asked for again every {RESOLVE_INTERVAL:?}",
         at.file.display(),
         at.line,
         at.key,

@@ -113,9 +113,9 @@ metrics! {
     TURNS: "loop_turns_total" Counter Count ["worker"]
         "Turns of the worker's loop";
     COMPLETIONS: "loop_completions_total" Counter Count ["worker"]
-        "io_uring completions that the worker's loop handled";
+        "Completions of the ring that the worker's loop handled";
     COMPLETIONS_PER_TURN: "loop_completions_per_turn" Gauge Count ["worker"]
-        "Mean since the start: loop_completions_total by loop_turns_total; divide rates for now";
+        "Mean completions per turn since the start; divide the rates of both counters for now";
     BUSY: "loop_busy_seconds_total" Counter Seconds ["worker"]
         "Time spent handling completions, not waiting in the kernel";
     LONGEST_TURN: "loop_longest_turn_seconds" Gauge Seconds ["worker"]

@@ -293,7 +293,7 @@ fn a_key_that_this_user_may_not_read_is_a_matter_of_permission() {
     let setup = Setup::new(Backend::echo());
     let config = setup.write();
     let key = &setup.certificates[0].0.key;
-    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o000)).unwrap();
     for action in ["check", "run"] {
         let Some(mut command) = unprivileged("-c 0") else {
             return;
