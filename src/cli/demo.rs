@@ -20,6 +20,9 @@ use crate::telemetry::exposition::Process;
 use crate::telemetry::labels::{HandshakeOutcome, Label, State};
 use crate::telemetry::log;
 
+/// What open connections have to end: whoever presses Ctrl-C wants it to end.
+const DRAIN: Duration = Duration::from_secs(2);
+
 /// Runs the demo until Ctrl-C.
 pub(super) fn demo(listen: SocketAddr) -> Result<Ended, Failure> {
     log::init(tracing::Level::WARN);
@@ -34,7 +37,8 @@ pub(super) fn demo(listen: SocketAddr) -> Result<Ended, Failure> {
                 invite(*address, &files.chain);
             }
         }
-        Moment::Second | Moment::Draining => display.show(&Count::of(process)),
+        Moment::Second => display.show(&Count::of(process)),
+        Moment::Draining => display.drain(&Count::of(process)),
         Moment::Ended => display.finish(&Count::of(process)),
     });
     if let Err(Failure::Address(_)) = &ended {
@@ -214,6 +218,16 @@ impl Display {
         Some(if self.terminal { in_place(&count.to_string()) } else { format!("{count}\n") })
     }
 
+    /// Says what the wait is for, if there is one.
+    fn drain(&mut self, count: &Count) {
+        if count.open > 0 {
+            let ending =
+                format!("Ending: what is open has {DRAIN:?}; Ctrl-C again cuts it at once.");
+            say(&if self.terminal { in_place(&ending) } else { ending });
+            self.last = None;
+        }
+    }
+
     fn finish(&mut self, count: &Count) {
         let ended = format!("Ended: {count}");
         say(&if self.terminal { in_place(&ended) } else { ended });
@@ -270,8 +284,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
             connect: Duration::from_secs(5),
             idle: Duration::from_secs(300),
             half_closed: Duration::from_secs(30),
-            // Whoever presses Ctrl-C wants it to end.
-            drain: Duration::from_secs(2),
+            drain: DRAIN,
         },
         admin: None,
         access_log: None,
