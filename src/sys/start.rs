@@ -1,7 +1,8 @@
 //! Starting a worker: its thread's core, descriptor table, listening sockets and ring.
 
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::sys::mailbox::Receiver;
 use crate::sys::ring::Ring;
@@ -10,6 +11,13 @@ use crate::telemetry::counters::Counters;
 use crate::telemetry::record::Record;
 use crate::worker::snapshot::Snapshot;
 use crate::worker::{Bind, Progress, Setup, Worker, slots};
+
+/// Tries to make the ring while locked memory is exhausted: the kernel frees the rings of a process
+/// that has ended a little later, so that a restart may find them still counted.
+const RING_TRIES: u32 = 20;
+
+/// Between two tries; 20 of them are a second.
+const RING_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Everything a worker's thread starts with.
 #[derive(Debug)]
@@ -84,18 +92,19 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
         return Err(StartError::Pin { cpu });
     }
     own_descriptor_table(start.mailbox.wake_fd())?;
-    let listeners = start
-        .binds
-        .iter()
-        .map(|bind| {
-            socket::listen(bind.address, bind.backlog)
-                .map_err(|source| StartError::Listen { address: bind.address, source })
-        })
-        .collect::<Result<_, _>>()?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());
-    let ring = Ring::new(table, listeners, wake)
-        .map_err(|(step, source)| StartError::Ring { step, source })?;
+    let mut tries = 1;
+    let ring = loop {
+        match Ring::new(table, listen(&start.binds)?, Arc::clone(&wake)) {
+            Ok(ring) => break ring,
+            Err((_, source)) if tries < RING_TRIES && is_no_memory(&source) => {
+                tries += 1;
+                std::thread::sleep(RING_RETRY_INTERVAL);
+            }
+            Err((step, source)) => return Err(StartError::Ring { step, source }),
+        }
+    };
     Ok(Worker::new(
         ring,
         Setup {
@@ -108,6 +117,18 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
             commands,
         },
     ))
+}
+
+fn listen(binds: &[Bind]) -> Result<Vec<OwnedFd>, StartError> {
+    let listen = |bind: &Bind| {
+        socket::listen(bind.address, bind.backlog)
+            .map_err(|source| StartError::Listen { address: bind.address, source })
+    };
+    binds.iter().map(listen).collect()
+}
+
+fn is_no_memory(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOMEM)
 }
 
 /// Leaves the process's descriptor table for one of the thread's own (unshare(2)) and closes all
