@@ -37,6 +37,7 @@ use crate::config::{Config, ServerAddress};
 use crate::limits::{
     ACCESS_LOG_END_TIMEOUT, ACCESS_LOG_INTERVAL, ACCESS_LOG_RECORDS_MAX, WATCH_INTERVAL,
 };
+use crate::sys::probe;
 use crate::sys::start::Start;
 use crate::telemetry::access_log::{AccessLog, BackendNames, Names};
 use crate::telemetry::exposition::Process;
@@ -91,10 +92,10 @@ fn run_with(
 
 /// The control thread's runtime, and with it the proof that `io_uring` works here.
 fn runtime(workers: usize) -> Result<tokio_uring::Runtime, Failure> {
-    crate::sys::probe::memory(workers)?;
-    crate::sys::probe::report()?;
-    tokio_uring::Runtime::new(&tokio_uring::builder())
-        .map_err(|source| Failure::ControlRing { source })
+    probe::memory(workers)?;
+    probe::report()?;
+    let make = || tokio_uring::Runtime::new(&tokio_uring::builder());
+    probe::patiently(make, probe::is_no_memory).map_err(|source| Failure::ControlRing { source })
 }
 
 /// Checks that this kernel is new enough and lets us use `io_uring`.

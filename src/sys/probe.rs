@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, types};
 use nix::sys::resource::{Resource, getrlimit};
@@ -29,6 +30,13 @@ pub const MEMLOCK_BYTES_PER_WORKER: u64 =
 /// Locked memory of the rings besides the workers' (the control thread's, and the one that asks
 /// for features), rounded up; unit bytes.
 pub const MEMLOCK_BYTES_CONTROL: u64 = 64 * 1024;
+
+/// Tries to make a ring while locked memory is exhausted: the kernel frees the rings of a process
+/// that has ended a little later, so that a restart may find them still counted.
+const RING_TRIES: u32 = 20;
+
+/// Between two tries; 20 of them are a second.
+const RING_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 const RING_ENTRIES: u32 = 8;
 const BUFFER_GROUP: u16 = 0;
@@ -197,7 +205,7 @@ pub fn memory(workers: usize) -> Result<Memory, ProbeError> {
     for _ in 0..workers {
         match worker_ring() {
             Ok(ring) => rings.push(ring),
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+            Err(error) if is_no_memory(&error) => {
                 return Err(ProbeError::Memory { workers, needed, limit });
             }
             Err(_) => break,
@@ -217,6 +225,28 @@ pub fn memlock() -> u64 {
     getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft)
 }
 
+/// Makes a ring; tries for a second when there is no memory for it. Blocks meanwhile.
+///
+/// # Errors
+/// The last try's.
+pub fn patiently<T, E>(
+    mut make: impl FnMut() -> Result<T, E>,
+    no_memory: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for _ in 1..RING_TRIES {
+        match make() {
+            Err(error) if no_memory(&error) => std::thread::sleep(RING_RETRY_INTERVAL),
+            result => return result,
+        }
+    }
+    make()
+}
+
+/// Whether memory is exhausted.
+pub fn is_no_memory(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOMEM)
+}
+
 fn worker_ring() -> io::Result<IoUring> {
     IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS)
 }
@@ -227,7 +257,7 @@ fn worker_ring() -> io::Result<IoUring> {
 /// When a worker could not run; each names the cause and the cure.
 pub fn report() -> Result<Report, ProbeError> {
     let kernel = kernel_release();
-    let mut ring = match ring(true) {
+    let mut ring = match patiently(|| ring(true), is_no_memory) {
         Ok(ring) => ring,
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             // A ring without our flags says whether they are what is missing.

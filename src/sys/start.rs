@@ -2,22 +2,15 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::sys::mailbox::Receiver;
+use crate::sys::probe::{is_no_memory, patiently};
 use crate::sys::ring::Ring;
 use crate::sys::socket;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::record::Record;
 use crate::worker::snapshot::Snapshot;
 use crate::worker::{Bind, Progress, Setup, Worker, slots};
-
-/// Tries to make the ring while locked memory is exhausted: the kernel frees the rings of a process
-/// that has ended a little later, so that a restart may find them still counted.
-const RING_TRIES: u32 = 20;
-
-/// Between two tries; 20 of them are a second.
-const RING_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Everything a worker's thread starts with.
 #[derive(Debug)]
@@ -94,17 +87,15 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
     own_descriptor_table(start.mailbox.wake_fd())?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());
-    let mut tries = 1;
-    let ring = loop {
-        match Ring::new(table, listen(&start.binds)?, Arc::clone(&wake)) {
-            Ok(ring) => break ring,
-            Err((_, source)) if tries < RING_TRIES && is_no_memory(&source) => {
-                tries += 1;
-                std::thread::sleep(RING_RETRY_INTERVAL);
-            }
-            Err((step, source)) => return Err(StartError::Ring { step, source }),
-        }
+    let mut ring = || {
+        Ring::new(table, listen(&start.binds)?, Arc::clone(&wake))
+            .map_err(|(step, source)| StartError::Ring { step, source })
     };
+    let no_memory = |error: &StartError| match error {
+        StartError::Ring { source, .. } => is_no_memory(source),
+        StartError::Listen { .. } | StartError::Files { .. } | StartError::Pin { .. } => false,
+    };
+    let ring = patiently(&mut ring, no_memory)?;
     Ok(Worker::new(
         ring,
         Setup {
@@ -125,10 +116,6 @@ fn listen(binds: &[Bind]) -> Result<Vec<OwnedFd>, StartError> {
             .map_err(|source| StartError::Listen { address: bind.address, source })
     };
     binds.iter().map(listen).collect()
-}
-
-fn is_no_memory(error: &std::io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOMEM)
 }
 
 /// Leaves the process's descriptor table for one of the thread's own (unshare(2)) and closes all

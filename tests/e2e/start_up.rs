@@ -375,7 +375,7 @@ fn the_locked_memory_that_check_asks_for_is_enough() {
                 .args(["run", "--config"])
                 .arg(&config)
                 .stdout(Stdio::null())
-                .stderr(Stdio::inherit()),
+                .stderr(Stdio::null()),
         );
         eventually("a server within the limit", || {
             assert_eq!(server.ended(), None, "round {round}");
