@@ -354,8 +354,8 @@ fn too_little_locked_memory_is_told_by_check_as_by_run() {
     }
 }
 
-/// The figure that `check` gives is enough, to the page. Only with `CAP_IPC_LOCK` can this test tell:
-/// other processes are not counted then.
+/// The figure that `check` gives is enough. Only with `CAP_IPC_LOCK` can this test tell: other
+/// processes are not counted then.
 #[test]
 fn the_locked_memory_that_check_asks_for_is_enough() {
     if !locks_memory_freely() {
