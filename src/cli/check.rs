@@ -5,12 +5,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use crate::config::{Config, ConfigError, ServerAddress};
-use crate::control::capacity::{self, CapacityError, DESCRIPTORS_PER_CONNECTION};
+use crate::config::{Backend, Config, ConfigError, ProxyVersion, Server, ServerAddress};
+use crate::control::capacity::{
+    self, CapacityError, DESCRIPTORS_RESERVED, RING_DESCRIPTORS_MAX, Shape,
+};
 use crate::control::certificates::{self, CertificateProblem, Description, Fault};
-use crate::control::{exit, topology};
-use crate::limits::CONNECTIONS_PER_WORKER_MAX;
-use crate::sys::probe::{self, ProbeError};
+use crate::control::{exit, resolve, topology};
+use crate::sys::probe::{self, Memory, ProbeError};
 use crate::tls::provider::{Cpu, suite_order};
 
 /// Days before a certificate's expiry from which on `check` warns: two weeks are what is left when
@@ -110,6 +111,7 @@ pub(super) fn report(config_path: &Path, now: SystemTime) -> Report {
         }
         report.line(&format!("    alpn {}", listener.alpn.join(", ")));
     }
+    backend_section(&mut report, &config);
     match certificates::load_at(&config, now) {
         Ok(loaded) => certificate_section(&mut report, &config, &loaded.certificates, now),
         Err(problems) => {
@@ -156,14 +158,63 @@ fn listener_line(report: &mut Report, config: &Config, index: usize) {
         return;
     };
     let binds: Vec<String> = listener.bind.iter().map(ToString::to_string).collect();
-    let backend = config.backends.get(listener.backend);
-    let (backend, servers) = backend.map_or(("", 0), |b| (b.name.as_str(), b.servers.len()));
-    let plural = if servers == 1 { "" } else { "s" };
+    let backend = config.backends.get(listener.backend).map_or("", |b| b.name.as_str());
     report.line(&format!(
-        "listener {} on {} -> backend {backend} ({servers} server{plural})",
+        "listener {} on {} -> backend {backend}",
         listener.name,
         binds.join(", "),
     ));
+}
+
+fn backend_section(report: &mut Report, config: &Config) {
+    report.heading("Backends");
+    for backend in &config.backends {
+        let proxy = match backend.send_proxy_protocol {
+            None => "",
+            Some(ProxyVersion::V1) => ", with a PROXY protocol v1 header",
+            Some(ProxyVersion::V2) => ", with a PROXY protocol v2 header",
+        };
+        let turns = if backend.servers.len() > 1 { ", in turn" } else { "" };
+        report.line(&format!("{}{turns}{proxy}", backend.name));
+        for server in &backend.servers {
+            server_line(report, backend, server);
+        }
+    }
+}
+
+/// A server with the addresses of its name. One that cannot be reached by now is no error: it may
+/// come later, and `run` starts without it.
+fn server_line(report: &mut Report, backend: &Backend, server: &Server) {
+    let at = &server.address_at;
+    let place = format!("{}:{}: {}", at.file.display(), at.line, at.key);
+    match &server.address {
+        ServerAddress::Unix(path) => {
+            report.line(&format!("    unix:{}", path.display()));
+            if std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+                report.warn(&format!("{place}: there is no {} yet", path.display()));
+            }
+        }
+        ServerAddress::Host { host, port } => match resolve::system(host, *port) {
+            Ok(found) if !found.is_empty() => {
+                let mut found: Vec<String> = found.iter().map(ToString::to_string).collect();
+                found.sort_unstable();
+                found.dedup();
+                let found = found.join(", ");
+                let named = found.contains(host.as_str());
+                let line = if named { found } else { format!("{host}:{port} = {found}") };
+                report.line(&format!("    {line}"));
+            }
+            failed => {
+                let why = failed.err().map_or_else(|| "no address".to_owned(), |e| e.to_string());
+                report.line(&format!("    {host}:{port}"));
+                report.warn(&format!(
+                    "{place}: the name {host} of backend \"{}\" does not resolve ({why}); this \
+                     server gets no connections until it does",
+                    backend.name
+                ));
+            }
+        },
+    }
 }
 
 fn certificate_section(
@@ -247,14 +298,15 @@ fn kernel(report: &mut Report) {
     match probe::report() {
         Ok(found) => {
             report.line(&format!(
-                "release {}; {} or newer is needed, and io_uring works",
+                "release {}; {} or newer is needed, and io_uring works; its features, + there, - \
+                 not there:",
                 found.kernel,
                 probe::KERNEL_MIN
             ));
             for feature in &found.features {
-                let has = if feature.available { "yes" } else { "no " };
+                let has = if feature.available { "+" } else { "-" };
                 report.line(&format!(
-                    "{has}  {:<34} since {:<5} {}",
+                    "  {has} {:<34} since {:<5} {}",
                     feature.name, feature.since, feature.purpose
                 ));
             }
@@ -288,7 +340,9 @@ fn worker_section(report: &mut Report, config: &Config) {
             "{count} workers are more than the CPUs this process may use: none will be pinned"
         )),
     }
-    let connections = match capacity::connections_per_worker(&config.limits, count) {
+    memory_line(report, count);
+    let shape = Shape::new(config, count);
+    let connections = match capacity::connections_per_worker(&config.limits, shape) {
         Ok(connections) => connections,
         Err(error) => {
             let code = match error {
@@ -298,7 +352,25 @@ fn worker_section(report: &mut Report, config: &Config) {
             return report.problem(code, &error.to_string());
         }
     };
-    limit_section(report, config, count, connections);
+    limit_section(report, config, shape, connections);
+}
+
+/// Locked memory bounds workers, not connections.
+fn memory_line(report: &mut Report, workers: usize) {
+    let each = probe::MEMLOCK_BYTES_PER_WORKER.div_ceil(1024);
+    match probe::memory(workers) {
+        Ok(Memory { needed, limit: Some(limit) }) => report.line(&format!(
+            "their rings take {} KiB of locked memory, {each} KiB each, of {} KiB that \
+             RLIMIT_MEMLOCK allows this user in all its processes",
+            needed.div_ceil(1024),
+            limit / 1024
+        )),
+        Ok(Memory { limit: None, .. }) => report.line(&format!(
+            "their rings take {each} KiB of locked memory each, and RLIMIT_MEMLOCK does not bind \
+             this process"
+        )),
+        Err(error) => report.problem(exit::OS, &error.to_string()),
+    }
 }
 
 /// A limit and the connections it allows in this process; `None`: it sets no bound.
@@ -308,13 +380,12 @@ struct Bound {
     connections: u64,
 }
 
-fn limit_section(report: &mut Report, config: &Config, workers: usize, connections: u32) {
+fn limit_section(report: &mut Report, config: &Config, shape: Shape, connections: u32) {
     let Ok(grants) = capacity::grants() else {
         return;
     };
-    let count = u64::try_from(workers).unwrap_or(u64::MAX);
-    let per_worker =
-        |descriptors: u64| (descriptors / DESCRIPTORS_PER_CONNECTION).saturating_mul(count);
+    let count = shape.count();
+    let per_worker = |descriptors: u64| shape.connections(descriptors).saturating_mul(count);
     let auto = if config.limits.connections_per_worker.is_none() { " (auto)" } else { "" };
     let mut bounds = vec![
         Bound {
@@ -335,12 +406,12 @@ fn limit_section(report: &mut Report, config: &Config, workers: usize, connectio
         Bound {
             name: "fs.file-max, whole machine",
             live: grants.file_max.to_string(),
-            connections: grants.file_max / DESCRIPTORS_PER_CONNECTION,
+            connections: per_worker(grants.file_max / count),
         },
         Bound {
             name: "direct descriptors of a ring",
-            live: (2 * CONNECTIONS_PER_WORKER_MAX).to_string(),
-            connections: u64::from(CONNECTIONS_PER_WORKER_MAX).saturating_mul(count),
+            live: RING_DESCRIPTORS_MAX.to_string(),
+            connections: per_worker(RING_DESCRIPTORS_MAX + DESCRIPTORS_RESERVED),
         },
     ];
     bounds.extend(ports(config));
@@ -350,10 +421,13 @@ fn limit_section(report: &mut Report, config: &Config, workers: usize, connectio
     for Bound { name, live, connections } in &bounds {
         report.line(&format!("{name:<36} {live:>20} {connections:>20}"));
     }
-    report.line(
-        "RLIMIT_MEMLOCK stops none: since kernel 5.12 it counts registered buffers only, \
-                 and the workers register none",
-    );
+    report.line(&format!(
+        "a worker needs {} descriptors for each connection and {} besides: {} for each listening \
+         address, and {DESCRIPTORS_RESERVED} for itself",
+        capacity::DESCRIPTORS_PER_CONNECTION,
+        shape.descriptors(0),
+        capacity::DESCRIPTORS_PER_ADDRESS,
+    ));
 }
 
 /// Connections to one address of a server need a local port each; Unix sockets need none.

@@ -20,6 +20,9 @@ use crate::telemetry::exposition::Process;
 use crate::telemetry::labels::{HandshakeOutcome, Label, State};
 use crate::telemetry::log;
 
+/// What open connections have to end: whoever presses Ctrl-C wants it to end.
+const DRAIN: Duration = Duration::from_secs(2);
+
 /// Runs the demo until Ctrl-C.
 pub(super) fn demo(listen: SocketAddr) -> Result<Ended, Failure> {
     log::init(tracing::Level::WARN);
@@ -34,7 +37,8 @@ pub(super) fn demo(listen: SocketAddr) -> Result<Ended, Failure> {
                 invite(*address, &files.chain);
             }
         }
-        Moment::Second | Moment::Draining => display.show(&Count::of(process)),
+        Moment::Second => display.show(&Count::of(process)),
+        Moment::Draining => display.drain(&Count::of(process)),
         Moment::Ended => display.finish(&Count::of(process)),
     });
     if let Err(Failure::Address(_)) = &ended {
@@ -50,8 +54,9 @@ fn invite(address: SocketAddr, chain: &Path) {
         address.to_string()
     };
     say(&format!(
-        "Portcullis {} listens on {address} with a self-signed certificate. Try, elsewhere:\n\n    \
-         curl --cacert {} https://{host}/\n\nCtrl-C ends it.\n",
+        "Portcullis {} listens on {address} with a self-signed certificate.\n\
+         Try, in another terminal:\n\n    curl --cacert {} https://{host}/\n\n\
+         Its connections so far (Ctrl-C ends it):",
         env!("CARGO_PKG_VERSION"),
         chain.display()
     ));
@@ -72,13 +77,10 @@ impl Files {
             names.push(ip.to_string());
         }
         let made = rcgen::generate_simple_self_signed(names).map_err(std::io::Error::other)?;
-        let template = std::env::temp_dir().join("portcullis-demo-XXXXXX");
+        let template = std::env::temp_dir().join("portcullis-XXXXXX");
         let directory = nix::unistd::mkdtemp(&template)?;
-        let files = Self {
-            chain: directory.join("certificate.pem"),
-            key: directory.join("key.pem"),
-            directory,
-        };
+        let files =
+            Self { chain: directory.join("cert.pem"), key: directory.join("key.pem"), directory };
         write_private(&files.chain, &made.cert.pem())?;
         write_private(&files.key, &made.signing_key.serialize_pem())?;
         Ok(files)
@@ -137,35 +139,56 @@ impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "connections {} open, {} in all | handshakes {} ok, {} failed | {} in, {} out",
-            self.open,
-            self.accepted,
-            self.handshakes,
-            self.failed,
+            "{} open, {} in all | TLS {} ok, {} failed | {} in, {} out",
+            Short(self.open),
+            Short(self.accepted),
+            Short(self.handshakes),
+            Short(self.failed),
             Bytes(self.inbound_bytes),
             Bytes(self.outbound_bytes)
         )
     }
 }
 
-/// Bytes for human eyes.
+/// A number in five columns at most.
+struct Short(u64);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 < 100_000 {
+            return write!(f, "{}", self.0);
+        }
+        scaled(f, self.0, 1000, &["k", "M", "G", "T", "P", "E"])
+    }
+}
+
+/// Bytes for human eyes, in eight columns at most.
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut tenths = self.0.saturating_mul(10);
-        if self.0 < 1024 {
+        if self.0 < 1000 {
             return write!(f, "{} B", self.0);
         }
-        for unit in ["KiB", "MiB", "GiB"] {
-            tenths /= 1024;
-            if tenths < 10 * 1024 {
-                return write!(f, "{}.{} {unit}", tenths / 10, tenths % 10);
-            }
-        }
-        tenths /= 1024;
-        write!(f, "{}.{} TiB", tenths / 10, tenths % 10)
+        scaled(f, self.0, 1024, &[" KiB", " MiB", " GiB", " TiB", " PiB", " EiB"])
     }
+}
+
+/// Writes a number in the first unit in which it has three digits, with one decimal below 100.
+fn scaled(f: &mut fmt::Formatter<'_>, number: u64, base: u128, units: &[&str]) -> fmt::Result {
+    // Wide enough for ten times any number.
+    let mut tenths = u128::from(number) * 10;
+    let last = units.len().saturating_sub(1);
+    for (index, unit) in units.iter().enumerate() {
+        tenths /= base;
+        if tenths < 1000 {
+            return write!(f, "{}.{}{unit}", tenths / 10, tenths % 10);
+        }
+        if tenths < 10_000 || index == last {
+            return write!(f, "{}{unit}", tenths / 10);
+        }
+    }
+    Ok(())
 }
 
 /// The live line: rewritten in place on a terminal, a new line for each change elsewhere.
@@ -192,21 +215,33 @@ impl Display {
         if self.last.replace(*count).as_ref() == Some(count) {
             return None;
         }
-        Some(if self.terminal {
-            // Back to the line's start, and erase what was longer.
-            format!("\r{count}\x1b[K")
-        } else {
-            format!("{count}\n")
-        })
+        Some(if self.terminal { in_place(&count.to_string()) } else { format!("{count}\n") })
+    }
+
+    /// Says what the wait is for, if there is one.
+    fn drain(&mut self, count: &Count) {
+        if count.open > 0 {
+            let ending =
+                format!("Ending: what is open has {DRAIN:?}; Ctrl-C again cuts it at once.");
+            say(&if self.terminal { in_place(&ending) } else { ending });
+            self.last = None;
+        }
     }
 
     fn finish(&mut self, count: &Count) {
-        self.show(count);
-        if self.terminal {
-            say("");
-        }
-        say(&format!("Ended: {count}"));
+        let ended = format!("Ended: {count}");
+        say(&if self.terminal { in_place(&ended) } else { ended });
     }
+}
+
+/// Text over what the terminal's last line shows. What does not fit is cut off instead of wrapped:
+/// a wrapped line could not be gone back to.
+fn in_place(text: &str) -> String {
+    const NO_WRAP: &str = "\x1b[?7l";
+    const WRAP: &str = "\x1b[?7h";
+    const ERASE_TO_END: &str = "\x1b[K";
+    // The cursor waits at the line's start, so that a log line or an echoed ^C writes over it.
+    format!("\r{NO_WRAP}{text}{ERASE_TO_END}{WRAP}\r")
 }
 
 fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
@@ -249,8 +284,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
             connect: Duration::from_secs(5),
             idle: Duration::from_secs(300),
             half_closed: Duration::from_secs(30),
-            // Whoever presses Ctrl-C wants it to end.
-            drain: Duration::from_secs(2),
+            drain: DRAIN,
         },
         admin: None,
         access_log: None,
@@ -289,15 +323,37 @@ mod tests {
         counters.inbound_bytes.add(1536);
         assert_eq!(
             display.line(&Count::of(&process)).unwrap(),
-            "connections 1 open, 3 in all | handshakes 2 ok, 1 failed | 1.5 KiB in, 0 B out\n"
+            "1 open, 3 in all | TLS 2 ok, 1 failed | 1.5 KiB in, 0 B out\n"
         );
     }
 
     #[test]
-    fn bytes_keep_one_decimal() {
-        assert_eq!(Bytes(1023).to_string(), "1023 B");
+    fn numbers_stay_short() {
+        assert_eq!(Bytes(999).to_string(), "999 B");
+        assert_eq!(Bytes(1000).to_string(), "0.9 KiB");
         assert_eq!(Bytes(1024).to_string(), "1.0 KiB");
         assert_eq!(Bytes(1024 * 1024 * 5 / 2).to_string(), "2.5 MiB");
-        assert_eq!(Bytes(1 << 50).to_string(), "1024.0 TiB");
+        assert_eq!(Bytes(1023 << 20).to_string(), "0.9 GiB");
+        assert_eq!(Bytes(1 << 50).to_string(), "1.0 PiB");
+        assert_eq!(Bytes(u64::MAX).to_string(), "15.9 EiB");
+        assert_eq!(Short(99_999).to_string(), "99999");
+        assert_eq!(Short(100_000).to_string(), "100k");
+        assert_eq!(Short(1_234_567).to_string(), "1.2M");
+        assert_eq!(Short(12_345_678).to_string(), "12.3M");
+        assert_eq!(Short(999_999_999).to_string(), "999M");
+    }
+
+    #[test]
+    fn the_longest_line_fits_a_terminal_of_80_columns() {
+        let count = Count {
+            open: 9999,
+            accepted: 99_999,
+            handshakes: 99_999,
+            failed: 99_999,
+            inbound_bytes: 999 << 20,
+            outbound_bytes: 999 << 20,
+        };
+        let line = count.to_string();
+        assert!(line.len() < 80, "{}: {line}", line.len());
     }
 }

@@ -17,12 +17,12 @@ use crate::worker::Bind;
 /// A listening address that cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "listener \"{listener}\" cannot listen on {address}: {source}{}",
+    "{what} cannot listen on {address}: {source}{}",
     cure(*address, source).map_or_else(String::new, |cure| format!("\n{cure}"))
 )]
 pub struct AddressError {
-    /// Name of the listener.
-    pub listener: String,
+    /// What wants to listen, as the configuration calls it.
+    pub what: String,
     /// The address.
     pub address: SocketAddr,
     /// Why.
@@ -36,7 +36,7 @@ pub fn claim(listeners: &[Listener]) -> Result<Vec<Bind>, AddressError> {
     for (index, listener) in (0..).zip(listeners) {
         for address in &listener.bind {
             let settled = probe(*address).map_err(|errno| AddressError {
-                listener: listener.name.clone(),
+                what: format!("listener \"{}\"", listener.name),
                 address: *address,
                 source: errno.into(),
             })?;

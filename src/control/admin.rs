@@ -50,7 +50,7 @@ impl Status {
 /// Binds the endpoint; [`serve`] answers.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, AddressError> {
     TcpListener::bind(address).await.map_err(|source| AddressError {
-        listener: "[admin]".into(),
+        what: "the admin endpoint (admin.bind)".into(),
         address,
         source,
     })

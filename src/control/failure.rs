@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use crate::config::ConfigError;
-use crate::sys::probe::ProbeError;
+use crate::sys::probe::{MEMLOCK_BYTES_PER_WORKER, ProbeError, memlock};
 use crate::sys::start::StartError;
 
 use super::addresses::AddressError;
@@ -177,10 +177,17 @@ fn ring_cure(error: &std::io::Error) -> String {
         Errno::EINVAL => cure.push_str(
             "this kernel does not know a flag that Portcullis needs: use Linux 6.1 or newer",
         ),
-        Errno::ENOMEM => cure.push_str(
-            "locked memory is exhausted: raise it (`LimitMEMLOCK=infinity` in the systemd unit, \
-             `ulimit -l unlimited` in a shell), or lower limits.connections_per_worker",
-        ),
+        Errno::ENOMEM => {
+            let _infallible = write!(
+                cure,
+                "memory is exhausted: a worker's rings take {} KiB of locked memory, and \
+                 RLIMIT_MEMLOCK allows this user {} KiB in all its processes, those that have \
+                 just ended included; raise it (`LimitMEMLOCK=infinity` in the systemd unit, \
+                 `ulimit -l unlimited` in root's shell), or the memory limit of the control group",
+                MEMLOCK_BYTES_PER_WORKER.div_ceil(1024),
+                memlock() / 1024
+            );
+        }
         Errno::EMFILE | Errno::ENFILE => cure.push_str(
             "descriptors are exhausted: raise `LimitNOFILE=` in the systemd unit (`ulimit -n` in a \
              shell) or fs.file-max, or lower limits.connections_per_worker",
@@ -216,6 +223,7 @@ mod tests {
         let memory = ring(Errno::ENOMEM);
         assert_eq!(memory.exit_code(), 71);
         assert!(memory.to_string().contains("LimitMEMLOCK"), "{memory}");
+        assert!(memory.to_string().contains("792 KiB"), "{memory}");
         let old = ring(Errno::EINVAL);
         assert_eq!(old.exit_code(), 69);
         assert!(old.to_string().contains("6.1"), "{old}");

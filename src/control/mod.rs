@@ -37,6 +37,7 @@ use crate::config::{Config, ServerAddress};
 use crate::limits::{
     ACCESS_LOG_END_TIMEOUT, ACCESS_LOG_INTERVAL, ACCESS_LOG_RECORDS_MAX, WATCH_INTERVAL,
 };
+use crate::sys::probe;
 use crate::sys::start::Start;
 use crate::telemetry::access_log::{AccessLog, BackendNames, Names};
 use crate::telemetry::exposition::Process;
@@ -86,19 +87,20 @@ fn run_with(
 ) -> Result<Ended, Failure> {
     tracing::info!("portcullis {} starts", env!("CARGO_PKG_VERSION"));
     let plan = plan(config)?;
-    runtime()?.block_on(serve(plan, observe, body))
+    runtime(plan.cpus.len())?.block_on(serve(plan, observe, body))
 }
 
 /// The control thread's runtime, and with it the proof that `io_uring` works here.
-fn runtime() -> Result<tokio_uring::Runtime, Failure> {
-    crate::sys::probe::report()?;
-    tokio_uring::Runtime::new(&tokio_uring::builder())
-        .map_err(|source| Failure::ControlRing { source })
+fn runtime(workers: usize) -> Result<tokio_uring::Runtime, Failure> {
+    probe::memory(workers)?;
+    probe::report()?;
+    let make = || tokio_uring::Runtime::new(&tokio_uring::builder());
+    probe::patiently(make, probe::is_no_memory).map_err(|source| Failure::ControlRing { source })
 }
 
 /// Checks that this kernel is new enough and lets us use `io_uring`.
 pub fn check_machine() -> Result<(), Failure> {
-    runtime().map(drop)
+    runtime(1).map(drop)
 }
 
 /// Everything that is decided before anything is started.
@@ -125,7 +127,8 @@ pub fn plan(config: Config) -> Result<Plan, Failure> {
     let open_files = raise_descriptor_limit()?;
     let cpus =
         topology::workers(&config.workers).map_err(|problem| Failure::configuration(&problem))?;
-    let connections = capacity::connections_per_worker(&config.limits, cpus.len())
+    let shape = capacity::Shape::new(&config, cpus.len());
+    let connections = capacity::connections_per_worker(&config.limits, shape)
         .map_err(|problem| Failure::configuration(&problem))?;
     Ok(Plan { config, terms, cpus, connections, open_files })
 }
@@ -151,7 +154,6 @@ async fn serve(
     let process = Arc::new(Process::new(plan.cpus.len(), SystemTime::now()));
     let (records, access_log) = open_access_log(config, &process)?;
     let listening: Vec<SocketAddr> = binds.iter().map(|bind| bind.address).collect();
-    announce(&plan, &listening, admin.as_ref());
     let crew = Crew {
         cpus: plan.cpus.clone(),
         binds,
@@ -160,6 +162,7 @@ async fn serve(
         records,
     };
     let supervisor = Supervisor::start(crew, Arc::clone(&process), body).await?;
+    announce(&plan, &listening, admin.as_ref());
     let status = Rc::new(admin::Status::new(Arc::clone(&process)));
     if let Some(listener) = admin {
         tokio::task::spawn_local(admin::serve(listener, Rc::clone(&status)));
@@ -236,6 +239,8 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
                 _ = second.tick() => (self.observe)(Moment::Second, &self.process),
             }
         }
+        // What the workers counted last, such as what the drain cut off.
+        self.tell(Instant::now());
         if !self.lost.is_empty() {
             return Err(Failure::Workers { workers: std::mem::take(&mut self.lost) });
         }
@@ -247,14 +252,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
     fn look(&mut self) -> bool {
         let now = Instant::now();
         self.supervisor.send_unsent();
-        let values = Values {
-            connections_per_worker: self.plan.connections,
-            client_hello_bytes: self.plan.config.limits.client_hello_bytes,
-            open_files: self.plan.open_files,
-        };
-        for notice in self.watch.look(&self.process, now) {
-            notice.log(&values);
-        }
+        self.tell(now);
         let late = self.draining.is_some_and(|deadline| now >= deadline);
         if late {
             tracing::warn!(
@@ -263,6 +261,19 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
             );
         }
         late
+    }
+
+    /// Logs what the counters say since the last look.
+    fn tell(&mut self, now: Instant) {
+        let values = Values {
+            connections_per_worker: self.plan.connections,
+            client_hello_bytes: self.plan.config.limits.client_hello_bytes,
+            open_files: self.plan.open_files,
+            timeouts: self.plan.config.timeouts.clone(),
+        };
+        for notice in self.watch.look(&self.process, now) {
+            notice.log(&values);
+        }
     }
 
     fn drain(&mut self, why: &str) {

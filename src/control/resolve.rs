@@ -27,8 +27,11 @@ pub struct Resolver {
     _stop: Option<Sender<()>>,
 }
 
-/// Asks the system's resolver.
-fn system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+/// Asks the system's resolver. Blocks for as long as that takes.
+///
+/// # Errors
+/// getaddrinfo(3)'s.
+pub fn system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok((host, port).to_socket_addrs()?.collect())
 }
 
@@ -164,12 +167,17 @@ fn warn(backend: &Backend, server: &Server, host: &str, kept: usize, error: Opti
     let at = &server.address_at;
     let why = error.map_or_else(|| "no address".to_owned(), |error| error.to_string());
     tracing::warn!(
-        "{}:{}: {}: the name {host} of backend \"{}\" does not resolve ({why}); its {kept} known \
-         addresses stay in use, and it is asked for again every {RESOLVE_INTERVAL:?}",
+        "{}:{}: {}: the name {host} of backend \"{}\" does not resolve ({why}); {}, and it is \
+         asked for again every {RESOLVE_INTERVAL:?}",
         at.file.display(),
         at.line,
         at.key,
         backend.name,
+        if kept == 0 {
+            "this server gets no connections until it does".to_owned()
+        } else {
+            format!("the {kept} known address(es) stay in use")
+        }
     );
 }
 

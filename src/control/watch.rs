@@ -1,18 +1,19 @@
 //! Watching the counters: workers never log, so the control thread looks every
 //! [`crate::limits::WATCH_INTERVAL`] and says once when a limit starts to bite and once when it
-//! stops, that a stage panicked, and, in samples, why handshakes fail.
+//! stops, that a stage panicked, and, in samples, why handshakes fail and connections are cut.
 
 use std::fmt;
 use std::time::Instant;
 
+use crate::config::Timeouts;
 use crate::limits::{FAILURE_SUMMARY_INTERVAL, LIMIT_QUIET, RECEIVE_BUFFERS};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Process;
-use crate::telemetry::labels::{HandshakeOutcome, Label, Limit};
+use crate::telemetry::labels::{CloseReason, HandshakeOutcome, Label, Limit};
 use crate::telemetry::log::{Episode, Sampled, Turn};
 
 /// The values of the limits, for the lines about them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Values {
     /// Connections per worker.
     pub connections_per_worker: u32,
@@ -20,6 +21,8 @@ pub struct Values {
     pub client_hello_bytes: usize,
     /// `RLIMIT_NOFILE`, as raised.
     pub open_files: u64,
+    /// `timeouts`.
+    pub timeouts: Timeouts,
 }
 
 /// One line for the log.
@@ -53,6 +56,13 @@ pub enum Notice {
         /// How many since the last such line.
         count: u64,
     },
+    /// Connections ended in a way that an operator can do something about, on all workers together.
+    Cut {
+        /// Why.
+        reason: CloseReason,
+        /// How many since the last such line.
+        count: u64,
+    },
 }
 
 /// What was seen before.
@@ -60,6 +70,7 @@ pub enum Notice {
 pub struct Watch {
     workers: Vec<Seen>,
     failures: Vec<(u64, Sampled)>,
+    cuts: Vec<(u64, Sampled)>,
 }
 
 #[derive(Debug)]
@@ -76,6 +87,7 @@ impl Watch {
         Self {
             workers: std::iter::repeat_with(seen).take(workers).collect(),
             failures: vec![(0, Sampled::new(FAILURE_SUMMARY_INTERVAL)); HandshakeOutcome::COUNT],
+            cuts: vec![(0, Sampled::new(FAILURE_SUMMARY_INTERVAL)); CloseReason::COUNT],
         }
     }
 
@@ -93,6 +105,15 @@ impl Watch {
             let new = process.sum(|counters| counters.handshakes.of(*outcome).get());
             if let Some(count) = sampled.add(grown(total, new), now) {
                 notices.push(Notice::HandshakesFailed { outcome: *outcome, count });
+            }
+        }
+        for (reason, (total, sampled)) in CloseReason::ALL.iter().zip(&mut self.cuts) {
+            if !is_told(*reason) {
+                continue;
+            }
+            let new = process.sum(|counters| counters.closed.of(*reason).get());
+            if let Some(count) = sampled.add(grown(total, new), now) {
+                notices.push(Notice::Cut { reason: *reason, count });
             }
         }
         notices
@@ -144,8 +165,87 @@ impl Notice {
             Self::LimitReached { .. } => tracing::warn!("{text}"),
             Self::Panics { .. } => tracing::error!("{text}"),
             Self::LimitOver { .. } | Self::HandshakesFailed { .. } => tracing::info!("{text}"),
+            Self::Cut { reason, .. } if is_of_clients(reason) => tracing::info!("{text}"),
+            Self::Cut { .. } => tracing::warn!("{text}"),
         }
     }
+}
+
+/// What an operator may change about handshakes that fail so, if anything.
+fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
+    let key = match outcome {
+        HandshakeOutcome::Timeout => {
+            return format!("; timeouts.handshake is {:?}", values.timeouts.handshake);
+        }
+        HandshakeOutcome::ClientHelloTooLarge => {
+            return format!("; limits.client_hello_bytes is {}", values.client_hello_bytes);
+        }
+        HandshakeOutcome::Draining => {
+            return format!("; timeouts.drain is {:?}", values.timeouts.drain);
+        }
+        HandshakeOutcome::NoApplicationProtocol => "listener.alpn",
+        HandshakeOutcome::NoSharedCertificate | HandshakeOutcome::UnrecognizedName => {
+            "listener.certificate"
+        }
+        HandshakeOutcome::NoSharedCipher => "tls.cipher_suites",
+        HandshakeOutcome::NoSharedGroup => "tls.groups",
+        HandshakeOutcome::NoSharedVersion => "tls.versions",
+        HandshakeOutcome::Ok
+        | HandshakeOutcome::BadHandshake
+        | HandshakeOutcome::BadRecord
+        | HandshakeOutcome::ClientAlert
+        | HandshakeOutcome::ClientClosed
+        | HandshakeOutcome::ClientReset
+        | HandshakeOutcome::InternalError
+        | HandshakeOutcome::NotTls
+        | HandshakeOutcome::PlainHttp => return String::new(),
+    };
+    format!("; {key} decides")
+}
+
+/// What an operator may change about connections that end so, if anything.
+fn cut(reason: CloseReason, timeouts: &Timeouts) -> String {
+    match reason {
+        CloseReason::ConnectFailed => {
+            "; the backend's servers refuse connections or cannot be reached".to_owned()
+        }
+        CloseReason::ConnectTimeout => format!(
+            "; the backend's servers do not answer within timeouts.connect, {:?}",
+            timeouts.connect
+        ),
+        CloseReason::NoServer => "; no name of the backend's servers resolves".to_owned(),
+        CloseReason::IdleTimeout => format!("; timeouts.idle is {:?}", timeouts.idle),
+        CloseReason::HalfClosedTimeout => {
+            format!("; timeouts.half_closed is {:?}", timeouts.half_closed)
+        }
+        CloseReason::DrainTimeout => format!("; timeouts.drain is {:?}", timeouts.drain),
+        CloseReason::Finished
+        | CloseReason::ClientTruncated
+        | CloseReason::ClientReset
+        | CloseReason::ClientViolation
+        | CloseReason::ServerReset
+        | CloseReason::HandshakeFailed
+        | CloseReason::InternalError => String::new(),
+    }
+}
+
+/// Whether there is a line about connections that end so. The others end by the peers' doing, or
+/// are told of as failed handshakes and panics.
+fn is_told(reason: CloseReason) -> bool {
+    matches!(
+        reason,
+        CloseReason::ConnectFailed
+            | CloseReason::ConnectTimeout
+            | CloseReason::NoServer
+            | CloseReason::IdleTimeout
+            | CloseReason::HalfClosedTimeout
+            | CloseReason::DrainTimeout
+    )
+}
+
+/// Everyday ends, which no server of the operator's is to blame for.
+fn is_of_clients(reason: CloseReason) -> bool {
+    matches!(reason, CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout)
 }
 
 struct Text<'a>(Notice, &'a Values);
@@ -199,8 +299,15 @@ impl fmt::Display for Text<'_> {
             ),
             Notice::HandshakesFailed { outcome, count } => write!(
                 f,
-                "{count} handshake(s) failed: {outcome} (one line for each reason in \
-                 {FAILURE_SUMMARY_INTERVAL:?} at most)"
+                "{count} handshake(s) failed: {outcome}{} (at most one line for each reason in \
+                 {FAILURE_SUMMARY_INTERVAL:?})",
+                failure(outcome, values)
+            ),
+            Notice::Cut { reason, count } => write!(
+                f,
+                "{count} connection(s) ended: {reason}{} (at most one line for each reason in \
+                 {FAILURE_SUMMARY_INTERVAL:?})",
+                cut(reason, &values.timeouts)
             ),
         }
     }
@@ -212,8 +319,18 @@ mod tests {
 
     use super::*;
 
-    const VALUES: Values =
-        Values { connections_per_worker: 1234, client_hello_bytes: 5678, open_files: 9999 };
+    const VALUES: Values = Values {
+        connections_per_worker: 1234,
+        client_hello_bytes: 5678,
+        open_files: 9999,
+        timeouts: Timeouts {
+            handshake: Duration::from_secs(11),
+            connect: Duration::from_secs(12),
+            idle: Duration::from_secs(13),
+            half_closed: Duration::from_secs(14),
+            drain: Duration::from_secs(15),
+        },
+    };
 
     #[test]
     fn a_limit_is_told_when_it_starts_and_when_it_stops_however_long_accept_pauses() {
@@ -271,6 +388,33 @@ mod tests {
         fail(1, 1000);
         assert_eq!(watch.look(&process, start + Duration::from_secs(1)), []);
         assert_eq!(watch.look(&process, start + Duration::from_secs(11)), told(1000));
+    }
+
+    #[test]
+    fn a_timeout_that_bites_is_told_with_its_key_and_value_in_samples() {
+        for (reason, parts) in [
+            (CloseReason::ConnectTimeout, ["timeouts.connect", "12s"]),
+            (CloseReason::IdleTimeout, ["timeouts.idle", "13s"]),
+            (CloseReason::HalfClosedTimeout, ["timeouts.half_closed", "14s"]),
+            (CloseReason::DrainTimeout, ["timeouts.drain", "15s"]),
+        ] {
+            let process = Process::new(2, SystemTime::now());
+            let mut watch = Watch::new(2);
+            let start = Instant::now();
+            process.workers[0].counters.closed.of(CloseReason::Finished).add(9);
+            process.workers[1].counters.closed.of(reason).add(2);
+            let told = Notice::Cut { reason, count: 2 };
+            assert_eq!(watch.look(&process, start), [told]);
+            process.workers[0].counters.closed.of(reason).add(1000);
+            assert_eq!(watch.look(&process, start + Duration::from_secs(9)), []);
+            let text = Text(told, &VALUES).to_string();
+            for part in parts.into_iter().chain(["2 connection(s)", reason.label()]) {
+                assert!(text.contains(part), "{part} not in: {text}");
+            }
+        }
+        let outcome = HandshakeOutcome::Timeout;
+        let text = Text(Notice::HandshakesFailed { outcome, count: 3 }, &VALUES).to_string();
+        assert!(text.contains("timeouts.handshake is 11s"), "{text}");
     }
 
     #[test]

@@ -6,17 +6,37 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, types};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use super::ring::{COMPLETIONS, SUBMISSIONS};
+use crate::limits::RECEIVE_BUFFERS;
+
 /// The oldest kernel with everything that a worker needs.
 pub const KERNEL_MIN: &str = "6.1";
 
-/// `RLIMIT_MEMLOCK` that is always enough for the rings of one worker; unit bytes. Kernels since
-/// 5.12 charge rings to the memory cgroup instead.
-pub const MEMLOCK_BYTES_WANTED: u64 = 64 << 20;
+/// Locked memory of one worker's rings, in bytes: 64 a submission and 4 for its place in the queue,
+/// 16 a completion, 16 a receive buffer, and a page for the heads and tails (`io_uring_setup(2)`).
+///
+/// Kernels before 5.12 and since 6.14 count it against `RLIMIT_MEMLOCK`, for all processes of a
+/// user together, unless the process has `CAP_IPC_LOCK`; those between count it to the control
+/// group.
+pub const MEMLOCK_BYTES_PER_WORKER: u64 =
+    SUBMISSIONS as u64 * (64 + 4) + COMPLETIONS as u64 * 16 + RECEIVE_BUFFERS as u64 * 16 + 4096;
+
+/// Locked memory of the rings besides the workers' (the control thread's, and the one that asks
+/// for features), rounded up; unit bytes.
+pub const MEMLOCK_BYTES_CONTROL: u64 = 64 * 1024;
+
+/// Tries to make a ring while locked memory is exhausted: the kernel frees the rings of a process
+/// that has ended a little later, so that a restart may find them still counted.
+const RING_TRIES: u32 = 20;
+
+/// Between two tries; 20 of them are a second.
+const RING_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 const RING_ENTRIES: u32 = 8;
 const BUFFER_GROUP: u16 = 0;
@@ -63,7 +83,7 @@ pub enum ProbeError {
     /// `io_uring_setup(2)` does not exist.
     #[error(
         "kernel {kernel} has no io_uring: portcullis needs Linux {KERNEL_MIN} or newer, built with \
-         CONFIG_IO_URING=y; in a container, its seccomp filter may hide it ({ALLOW})"
+         CONFIG_IO_URING=y"
     )]
     Absent {
         /// Kernel release.
@@ -80,20 +100,25 @@ pub enum ProbeError {
     },
     /// Something else forbids it.
     #[error(
-        "io_uring is forbidden here, though kernel.io_uring_disabled does not forbid it: {}; \
-         {ALLOW}", forbidder(*.filtered)
+        "io_uring is forbidden here: {} (kernel.io_uring_disabled does not forbid it); {ALLOW}",
+        forbidder(*.filtered)
     )]
     Forbidden {
         /// `/proc/self/status` shows a seccomp filter.
         filtered: bool,
     },
-    /// No memory for a ring.
+    /// No memory for the rings.
     #[error(
-        "no memory for an io_uring: raise RLIMIT_MEMLOCK from {limit} to {MEMLOCK_BYTES_WANTED} \
-         bytes (systemd: LimitMEMLOCK=64M; shell: ulimit -l 65536), or the memory limit of the \
-         control group"
+        "no memory for the rings of {workers} worker(s): they need {} KiB of locked memory, {} \
+         KiB each, and RLIMIT_MEMLOCK allows this user {} KiB in all its processes; {}",
+        .needed.div_ceil(1024), MEMLOCK_BYTES_PER_WORKER.div_ceil(1024), .limit / 1024,
+        memory_cure(*.needed, *.limit)
     )]
     Memory {
+        /// Workers wanted.
+        workers: usize,
+        /// What they need, in bytes.
+        needed: u64,
         /// The soft limit, in bytes.
         limit: u64,
     },
@@ -131,12 +156,99 @@ fn group_cure(value: u32) -> &'static str {
     }
 }
 
+/// What makes room: as much again, because the kernel frees the rings of a process that has just
+/// ended a little later than the process.
+fn memory_cure(needed: u64, limit: u64) -> String {
+    let mib = needed.saturating_mul(2).div_ceil(1 << 20);
+    let fits = limit.saturating_sub(MEMLOCK_BYTES_CONTROL) / MEMLOCK_BYTES_PER_WORKER;
+    let fewer =
+        if fits > 0 { format!(", or lower workers.count to {fits}") } else { String::new() };
+    format!(
+        "raise it (systemd: LimitMEMLOCK={mib}M; shell, as root: ulimit -l {}){fewer}",
+        mib * 1024
+    )
+}
+
 fn forbidder(filtered: bool) -> &'static str {
     if filtered {
-        "this process runs under a seccomp filter"
+        "this process runs under a seccomp filter, as containers' processes do"
     } else {
-        "a security module or the container does"
+        "a security module or the container refuses it"
     }
+}
+
+/// Locked memory and what so many workers need of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What the rings take, in bytes.
+    pub needed: u64,
+    /// `RLIMIT_MEMLOCK`, soft, in bytes; `None`: it does not bind this process.
+    pub limit: Option<u64>,
+}
+
+/// Checks that the rings of `workers` fit `RLIMIT_MEMLOCK`.
+///
+/// Where they do not by the numbers they are made, to see whether this kernel counts them.
+///
+/// # Errors
+/// [`ProbeError::Memory`]. Every other refusal is [`report`]'s to explain.
+pub fn memory(workers: usize) -> Result<Memory, ProbeError> {
+    let limit = memlock();
+    let needed = memory_needed(workers);
+    if limit == libc::RLIM_INFINITY {
+        return Ok(Memory { needed, limit: None });
+    }
+    if limit >= needed {
+        return Ok(Memory { needed, limit: Some(limit) });
+    }
+    let mut rings = Vec::new();
+    for _ in 0..workers {
+        match worker_ring() {
+            Ok(ring) => rings.push(ring),
+            Err(error) if is_no_memory(&error) => {
+                return Err(ProbeError::Memory { workers, needed, limit });
+            }
+            Err(_) => break,
+        }
+    }
+    Ok(Memory { needed, limit: None })
+}
+
+/// What the rings of so many workers take, in bytes.
+pub fn memory_needed(workers: usize) -> u64 {
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX);
+    workers.saturating_mul(MEMLOCK_BYTES_PER_WORKER).saturating_add(MEMLOCK_BYTES_CONTROL)
+}
+
+/// `RLIMIT_MEMLOCK`, soft, in bytes.
+pub fn memlock() -> u64 {
+    getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft)
+}
+
+/// Makes a ring; tries for a second when there is no memory for it. Blocks meanwhile.
+///
+/// # Errors
+/// The last try's.
+pub fn patiently<T, E>(
+    mut make: impl FnMut() -> Result<T, E>,
+    no_memory: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for _ in 1..RING_TRIES {
+        match make() {
+            Err(error) if no_memory(&error) => std::thread::sleep(RING_RETRY_INTERVAL),
+            result => return result,
+        }
+    }
+    make()
+}
+
+/// Whether memory is exhausted.
+pub fn is_no_memory(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOMEM)
+}
+
+fn worker_ring() -> io::Result<IoUring> {
+    IoUring::builder().setup_cqsize(COMPLETIONS).build(SUBMISSIONS)
 }
 
 /// Opens a ring as a worker does, and tries every feature.
@@ -145,7 +257,7 @@ fn forbidder(filtered: bool) -> &'static str {
 /// When a worker could not run; each names the cause and the cure.
 pub fn report() -> Result<Report, ProbeError> {
     let kernel = kernel_release();
-    let mut ring = match ring(true) {
+    let mut ring = match patiently(|| ring(true), is_no_memory) {
         Ok(ring) => ring,
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             // A ring without our flags says whether they are what is missing.
@@ -160,7 +272,7 @@ pub fn report() -> Result<Report, ProbeError> {
     features.push(socket_options(&mut ring)?);
     features.push(wanted(
         "IORING_FEAT_MIN_TIMEOUT",
-        "wait for several completions, but not for long",
+        "not used yet: several completions a turn",
         "6.12",
         ring.params().is_feature_min_timeout(),
     ));
@@ -193,12 +305,7 @@ fn wanted(
 }
 
 fn setup_flags(available: bool) -> Feature {
-    needed(
-        "IORING_SETUP_SINGLE_ISSUER | DEFER_TASKRUN | SUBMIT_ALL | CQSIZE",
-        "completions are handled when the worker asks, not in the middle of its work",
-        "6.1",
-        available,
-    )
+    needed("IORING_SETUP_DEFER_TASKRUN", "completions come when the worker asks", "6.1", available)
 }
 
 fn ring(with_flags: bool) -> io::Result<IoUring> {
@@ -227,11 +334,16 @@ fn registrations(ring: &mut IoUring) -> [Feature; 4] {
         ),
         needed(
             "IORING_REGISTER_PBUF_RING",
-            "receive buffers are taken when bytes are there, not while a client is idle",
+            "an idle client holds no receive buffer",
             "5.19",
             plain,
         ),
-        wanted("IOU_PBUF_RING_INC", "several receives share one buffer", "6.12", incremental),
+        wanted(
+            "IOU_PBUF_RING_INC",
+            "not used yet: receives that share a buffer",
+            "6.12",
+            incremental,
+        ),
         needed(
             "IORING_REGISTER_RING_FDS",
             "cheaper calls into the kernel",
@@ -269,24 +381,29 @@ fn opcodes(ring: &IoUring) -> Result<Vec<Feature>, ProbeError> {
         .map_err(|source| ProbeError::Other { step: "IORING_REGISTER_PROBE", source })?;
     let has = |code| probe.is_supported(code);
     let needed_ones = [
-        ("IORING_OP_ACCEPT", opcode::Accept::CODE, "5.5"),
-        ("IORING_OP_RECV", opcode::Recv::CODE, "5.6"),
-        ("IORING_OP_SEND", opcode::Send::CODE, "5.6"),
-        ("IORING_OP_POLL_ADD", opcode::PollAdd::CODE, "5.1"),
-        ("IORING_OP_SOCKET", opcode::Socket::CODE, "5.19"),
-        ("IORING_OP_CONNECT", opcode::Connect::CODE, "5.5"),
-        ("IORING_OP_SHUTDOWN", opcode::Shutdown::CODE, "5.11"),
-        ("IORING_OP_CLOSE", opcode::Close::CODE, "5.6"),
-        ("IORING_OP_ASYNC_CANCEL", opcode::AsyncCancel::CODE, "5.5"),
+        ("IORING_OP_ACCEPT", opcode::Accept::CODE, "5.5", "a client comes"),
+        ("IORING_OP_RECV", opcode::Recv::CODE, "5.6", "bytes come"),
+        ("IORING_OP_SEND", opcode::Send::CODE, "5.6", "bytes go"),
+        ("IORING_OP_POLL_ADD", opcode::PollAdd::CODE, "5.1", "an idle connection wakes up"),
+        ("IORING_OP_SOCKET", opcode::Socket::CODE, "5.19", "a socket for a server"),
+        ("IORING_OP_CONNECT", opcode::Connect::CODE, "5.5", "a server is connected"),
+        ("IORING_OP_SHUTDOWN", opcode::Shutdown::CODE, "5.11", "a half-close is passed on"),
+        ("IORING_OP_CLOSE", opcode::Close::CODE, "5.6", "a connection ends"),
+        ("IORING_OP_ASYNC_CANCEL", opcode::AsyncCancel::CODE, "5.5", "what is armed is called off"),
     ];
     let mut features: Vec<_> = needed_ones
         .into_iter()
-        .map(|(name, code, since)| needed(name, "a connection's journey", since, has(code)))
+        .map(|(name, code, since, purpose)| needed(name, purpose, since, has(code)))
         .collect();
-    features.push(wanted("IORING_OP_URING_CMD", "commands to sockets", "5.19", has(URING_COMMAND)));
+    features.push(wanted(
+        "IORING_OP_URING_CMD",
+        "carries the socket options below",
+        "5.19",
+        has(URING_COMMAND),
+    ));
     features.push(wanted(
         "IORING_OP_FIXED_FD_INSTALL",
-        "a direct descriptor becomes an ordinary one",
+        "half-close; addresses for PROXY headers",
         "6.8",
         has(opcode::FixedFdInstall::CODE),
     ));
@@ -316,7 +433,7 @@ fn socket_options(ring: &mut IoUring) -> Result<Feature, ProbeError> {
     let result = ring.completion().next().map(|completion| completion.result());
     Ok(wanted(
         "SOCKET_URING_OP_SETSOCKOPT",
-        "options of direct descriptors",
+        "TCP_NODELAY towards servers",
         "6.7",
         result == Some(0),
     ))
@@ -331,12 +448,7 @@ fn busy_poll(ring: &IoUring) -> Feature {
     let mut napi = types::Napi::new();
     let available =
         submitter.register_napi(&mut napi).is_ok() && submitter.unregister_napi(&mut napi).is_ok();
-    wanted(
-        "IORING_REGISTER_NAPI",
-        "the worker polls its network queue instead of waiting for an interrupt",
-        "6.9",
-        available,
-    )
+    wanted("IORING_REGISTER_NAPI", "not used yet: polling the network queue", "6.9", available)
 }
 
 fn kernel_release() -> String {
@@ -351,8 +463,7 @@ fn refusal(error: io::Error, kernel: &str) -> ProbeError {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);
-    let memlock = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
-    classify(error, kernel, disabled, is_filtered(&status), memlock)
+    classify(error, kernel, disabled, is_filtered(&status), memlock())
 }
 
 /// Whether `/proc/self/status` shows a seccomp filter (`proc_pid_status(5)`).
@@ -371,10 +482,14 @@ fn classify(
     memlock: u64,
 ) -> ProbeError {
     match error.raw_os_error() {
+        // A filter may answer that there is no such call; without one there is none.
+        Some(libc::ENOSYS) if filtered => ProbeError::Forbidden { filtered },
         Some(libc::ENOSYS) => ProbeError::Absent { kernel: kernel.to_owned() },
         Some(libc::EPERM) if disabled > 0 => ProbeError::Disabled { value: disabled },
         Some(libc::EPERM | libc::EACCES) => ProbeError::Forbidden { filtered },
-        Some(libc::ENOMEM) => ProbeError::Memory { limit: memlock },
+        Some(libc::ENOMEM) => {
+            ProbeError::Memory { workers: 1, needed: memory_needed(1), limit: memlock }
+        }
         _ => ProbeError::Other { step: "io_uring_setup", source: error },
     }
 }

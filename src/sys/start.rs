@@ -1,9 +1,10 @@
 //! Starting a worker: its thread's core, descriptor table, listening sockets and ring.
 
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
 use crate::sys::mailbox::Receiver;
+use crate::sys::probe::{is_no_memory, patiently};
 use crate::sys::ring::Ring;
 use crate::sys::socket;
 use crate::telemetry::counters::Counters;
@@ -84,18 +85,17 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
         return Err(StartError::Pin { cpu });
     }
     own_descriptor_table(start.mailbox.wake_fd())?;
-    let listeners = start
-        .binds
-        .iter()
-        .map(|bind| {
-            socket::listen(bind.address, bind.backlog)
-                .map_err(|source| StartError::Listen { address: bind.address, source })
-        })
-        .collect::<Result<_, _>>()?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());
-    let ring = Ring::new(table, listeners, wake)
-        .map_err(|(step, source)| StartError::Ring { step, source })?;
+    let mut ring = || {
+        Ring::new(table, listen(&start.binds)?, Arc::clone(&wake))
+            .map_err(|(step, source)| StartError::Ring { step, source })
+    };
+    let no_memory = |error: &StartError| match error {
+        StartError::Ring { source, .. } => is_no_memory(source),
+        StartError::Listen { .. } | StartError::Files { .. } | StartError::Pin { .. } => false,
+    };
+    let ring = patiently(&mut ring, no_memory)?;
     Ok(Worker::new(
         ring,
         Setup {
@@ -108,6 +108,14 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
             commands,
         },
     ))
+}
+
+fn listen(binds: &[Bind]) -> Result<Vec<OwnedFd>, StartError> {
+    let listen = |bind: &Bind| {
+        socket::listen(bind.address, bind.backlog)
+            .map_err(|source| StartError::Listen { address: bind.address, source })
+    };
+    binds.iter().map(listen).collect()
 }
 
 /// Leaves the process's descriptor table for one of the thread's own (unshare(2)) and closes all

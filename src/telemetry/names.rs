@@ -89,7 +89,7 @@ metrics! {
     CLOSED: "connections_closed_total" Counter Count ["worker", "reason"]
         "Connections ended, by why they ended";
     HANDSHAKES: "handshakes_total" Counter Count ["worker", "outcome"]
-        "Handshakes ended: ok, or the reason why not";
+        "Handshakes ended, by outcome: ok, or the one reason why not";
     VERSIONS: "handshakes_by_version_total" Counter Count ["worker", "version"]
         "Completed handshakes by TLS version";
     SUITES: "handshakes_by_suite_total" Counter Count ["worker", "suite"]
@@ -97,29 +97,29 @@ metrics! {
     GROUPS: "handshakes_by_group_total" Counter Count ["worker", "group"]
         "Completed handshakes by key exchange group";
     INBOUND: "inbound_bytes_total" Counter Bytes ["worker"]
-        "Plaintext from clients that servers took";
+        "Plaintext of clients that servers took";
     OUTBOUND: "outbound_bytes_total" Counter Bytes ["worker"]
-        "Plaintext from servers that went to clients";
+        "Plaintext of servers that was sent to clients";
     CONNECT_RETRIES: "connect_retries_total" Counter Count ["worker"]
         "Connects that failed and were tried again on another server";
     CONNECT_FAILURES: "connect_failures_total" Counter Count ["worker"]
         "Connects to a server that failed";
     LIMITS: "limit_reached_total" Counter Count ["worker", "limit"]
-        "How often a limit had an effect";
+        "How often a limit had an effect; the log says which key to change";
     ACCEPT_PAUSED: "accept_paused" Gauge Count ["worker"]
         "1 while the worker accepts no connection because a limit is reached";
     STAGES: "stage_duration_seconds" Histogram Seconds ["worker", "stage"]
-        "Time that connections spent in each part of their journey";
+        "Time that ended parts of connections' journeys took; total is from accept to close";
     TURNS: "loop_turns_total" Counter Count ["worker"]
         "Turns of the worker's loop";
     COMPLETIONS: "loop_completions_total" Counter Count ["worker"]
-        "Completions that the worker's loop handled";
+        "Completions of the ring that the worker's loop handled";
     COMPLETIONS_PER_TURN: "loop_completions_per_turn" Gauge Count ["worker"]
-        "Mean completions per turn since the start; divide the two rates for now";
+        "Mean completions per turn since the start; divide the rates of both counters for now";
     BUSY: "loop_busy_seconds_total" Counter Seconds ["worker"]
         "Time spent handling completions, not waiting in the kernel";
     LONGEST_TURN: "loop_longest_turn_seconds" Gauge Seconds ["worker"]
-        "The longest that one turn's handling took since the start";
+        "The longest that one turn took since the start, waiting in the kernel left out";
     STALE_COMPLETIONS: "stale_completions_total" Counter Count ["worker"]
         "Completions of connections already gone; each was dropped";
     PANICS: "panics_total" Counter Count ["worker"]

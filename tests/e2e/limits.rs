@@ -12,6 +12,12 @@ use crate::support::server::{Server, Setup};
 /// CPU time that a second of waiting may cost the whole process.
 const QUIET: Duration = Duration::from_millis(200);
 
+/// Waits for the log line that names a key and its value.
+#[track_caller]
+fn wait_logged(server: &Server, what: &str) {
+    eventually(what, || server.log().contains(what).then_some(()));
+}
+
 /// CPU time used within one second.
 fn cpu_of_one_second(server: &Server) -> Duration {
     let before = server.process.cpu_time();
@@ -69,6 +75,38 @@ fn a_full_worker_pauses_accept_quietly_and_goes_on_when_there_is_room() {
     assert_eq!(mentions(&log), 1, "{log}");
 }
 
+/// Each listening address takes its share of the descriptors too.
+#[test]
+fn a_worker_on_many_addresses_holds_as_many_connections_as_it_says() {
+    let mut setup = Setup::new(Backend::echo());
+    setup.descriptors = Some(400);
+    let files = setup.certificates[0].0.clone();
+    for name in ["second", "third", "fourth"] {
+        setup = setup.tables(&format!(
+            "[[listener]]\nname = \"{name}\"\nbind = [\"{}\"]\nbackend = \"app\"\n\
+             [[listener.certificate]]\nchain = \"{}\"\nkey = \"{}\"",
+            crate::support::address::free(),
+            files.chain.display(),
+            files.key.display()
+        ));
+    }
+    let server = setup.start();
+    // (400 - 64 of the worker - 4 x 32 of the addresses) / 2
+    wait_logged(&server, " 104 connections each");
+    let mut inside = open(&server, 104);
+    let waiting = client::tcp(server.address).unwrap();
+    eventually("accept pauses", || {
+        (server.metrics().get("portcullis_accept_paused") == 1.0).then_some(())
+    });
+    for tls in &mut inside {
+        client::echo(tls, b"unharmed");
+    }
+    assert_eq!(server.metrics().get("portcullis_connections{state=\"relay\"}"), 104.0);
+    drop(waiting);
+    inside.into_iter().for_each(client::finish);
+    server.wait_idle();
+}
+
 #[test]
 fn at_the_descriptor_limit_the_server_neither_spins_nor_dies() {
     let mut setup = Setup::new(Backend::echo());
@@ -108,6 +146,7 @@ fn a_handshake_that_takes_too_long_ends_as_timeout() {
     assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
     server.wait_handshakes("timeout", 1);
     server.wait_closed("handshake_failed", 1);
+    wait_logged(&server, "timeouts.handshake is 500ms");
     server.wait_idle();
 }
 
@@ -120,6 +159,7 @@ fn a_server_that_never_answers_ends_as_connect_timeout() {
     _ = tls.read_to_end(&mut rest);
     assert!(rest.is_empty());
     server.wait_closed("connect_timeout", 1);
+    wait_logged(&server, "timeouts.connect, 300ms");
     server.wait_idle();
 }
 
@@ -150,6 +190,7 @@ fn an_idle_connection_ends_and_a_busy_one_does_not() {
         std::thread::sleep(Duration::from_millis(200));
     }
     server.wait_closed("idle_timeout", 1);
+    wait_logged(&server, "timeouts.idle is 2s");
     _ = idle.read_to_end(&mut Vec::new());
     client::echo(&mut busy, b"still here");
     client::finish(busy);
@@ -187,6 +228,7 @@ fn a_half_closed_connection_ends_whichever_side_stays_silent() {
             client::end_sending(&mut tls);
         }
         server.wait_closed("half_closed_timeout", 1);
+        wait_logged(&server, "timeouts.half_closed is 700ms");
         server.wait_idle();
     }
 }

@@ -101,6 +101,52 @@ fn bytes_states_and_loop_turns_are_counted() {
 }
 
 #[test]
+fn handshakes_are_counted_by_version_suite_group_and_outcome() {
+    use rustls::crypto::aws_lc_rs::{cipher_suite, kx_group};
+    use rustls::version::{TLS12, TLS13};
+    let server = Server::before(Backend::echo());
+    let mut tls13 = client::provider();
+    tls13.cipher_suites = vec![cipher_suite::TLS13_AES_256_GCM_SHA384];
+    tls13.kx_groups = vec![kx_group::SECP384R1];
+    let mut tls12 = client::provider();
+    tls12.cipher_suites = vec![cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256];
+    tls12.kx_groups = vec![kx_group::X25519];
+    for (provider, version) in [(tls13, &TLS13), (tls12, &TLS12)] {
+        let config = Arc::new(client::config_with(provider, &[version]));
+        let mut tls = client::try_connect(&config, server.address, NAME).unwrap();
+        client::echo(&mut tls, b"counted");
+        client::finish(tls);
+    }
+    std::io::Write::write_all(&mut client::tcp(server.address).unwrap(), b"GET / HTTP/1.1\r\n\r\n")
+        .unwrap();
+    server.wait_closed("handshake_failed", 1);
+    let metrics = server.metrics();
+    for (selector, count) in [
+        ("handshakes_total{outcome=\"ok\"}", 2.0),
+        ("handshakes_total{outcome=\"plain_http\"}", 1.0),
+        ("handshakes_total", 3.0),
+        ("handshakes_by_version_total{version=\"TLSv1.3\"}", 1.0),
+        ("handshakes_by_version_total{version=\"TLSv1.2\"}", 1.0),
+        ("handshakes_by_version_total", 2.0),
+        ("handshakes_by_suite_total{suite=\"TLS_AES_256_GCM_SHA384\"}", 1.0),
+        ("handshakes_by_suite_total{suite=\"TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256\"}", 1.0),
+        ("handshakes_by_suite_total", 2.0),
+        ("handshakes_by_group_total{group=\"P-384\"}", 1.0),
+        ("handshakes_by_group_total{group=\"X25519\"}", 1.0),
+        ("handshakes_by_group_total", 2.0),
+        ("stage_duration_seconds_count{stage=\"client_hello\"}", 2.0),
+        ("stage_duration_seconds_count{stage=\"handshake\"}", 2.0),
+        ("stage_duration_seconds_count{stage=\"connect\"}", 2.0),
+        ("stage_duration_seconds_count{stage=\"relay\"}", 2.0),
+    ] {
+        assert_eq!(metrics.get(&format!("portcullis_{selector}")), count, "{selector}");
+    }
+    for selector in ["loop_completions_per_turn", "loop_longest_turn_seconds"] {
+        assert!(metrics.get(&format!("portcullis_{selector}")) > 0.0, "{selector}");
+    }
+}
+
+#[test]
 fn one_access_log_record_tells_a_connections_whole_story() {
     let backend = Backend::echo();
     let server = Setup::new(&backend).listener("alpn = [\"h2\", \"http/1.1\"]").start();

@@ -62,6 +62,7 @@ fn a_second_signal_does_not_wait_for_connections() {
         server.signal(signal);
         let status = server.wait_exit();
         assert!(status.signal().is_none(), "killed instead of ended: {status}");
+        assert_eq!(status.code(), Some(128 + signal as i32), "{status}");
     }
 }
 
@@ -74,6 +75,21 @@ fn the_drain_ends_at_its_timeout_and_says_so() {
     assert_eq!(server.wait_exit().code(), Some(0));
     let records = server.wait_records(1);
     assert_eq!(records[0]["reason"], "drain_timeout", "{records:?}");
+    let log = server.log();
+    assert!(log.contains("drain_timeout; timeouts.drain is 700ms"), "{log}");
+}
+
+#[test]
+fn a_handshake_that_the_drain_cuts_off_ends_as_draining() {
+    let mut server = Setup::new(Backend::echo()).tables("[timeouts]\ndrain = \"700ms\"").start();
+    let _silent = client::tcp(server.address).unwrap();
+    server.wait_metric("portcullis_connections{state=\"client_hello\"}", 1.0);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait_exit().code(), Some(0));
+    let records = server.wait_records(1);
+    assert_eq!(records[0]["handshake"], "draining", "{records:?}");
+    let log = server.log();
+    assert!(log.contains("draining; timeouts.drain is 700ms"), "{log}");
 }
 
 #[test]

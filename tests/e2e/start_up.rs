@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::backend::Backend;
 use crate::support::certificates::{self, Kind};
 use crate::support::peers::peer;
-use crate::support::process::{Process, all, run, text};
+use crate::support::process::{Process, all, locks_memory_freely, run, text};
 use crate::support::server::{BINARY, NAME, Setup};
 use crate::support::{address, eventually};
 
@@ -197,6 +197,202 @@ fn check_tells_names_expiry_and_the_order_of_suites() {
     }
     // A check does not serve.
     TcpListener::bind(setup.bind).unwrap();
+}
+
+/// Lets every system call through but `io_uring_setup`, which gets the errno of the first argument
+/// (seccomp(2), prctl(2)), and becomes the command of the others.
+const FILTER: &str = r#"
+import ctypes, os, struct, sys
+IO_URING_SETUP, NO_NEW_PRIVS, SET_SECCOMP, FILTER = 425, 38, 22, 2
+LOAD, JUMP_IF_EQUAL, RETURN, ERRNO, ALLOW = 0x20, 0x15, 0x06, 0x00050000, 0x7fff0000
+program = b"".join(struct.pack("HBBI", *step) for step in [
+    (LOAD, 0, 0, 0),
+    (JUMP_IF_EQUAL, 0, 1, IO_URING_SETUP),
+    (RETURN, 0, 0, ERRNO | int(sys.argv[1])),
+    (RETURN, 0, 0, ALLOW),
+])
+steps = ctypes.create_string_buffer(program, len(program))
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+wanted = Program(4, ctypes.addressof(steps))
+assert libc.prctl(SET_SECCOMP, FILTER, ctypes.byref(wanted), 0, 0) == 0
+os.execv(sys.argv[2], sys.argv[2:])
+"#;
+
+#[test]
+fn a_seccomp_filter_that_forbids_io_uring_is_named_with_its_cure() {
+    let Some(python) = peer("python3") else {
+        return;
+    };
+    let setup = Setup::new(Backend::echo());
+    let config = setup.write();
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        for command in ["check", "run"] {
+            let output = run(
+                Command::new(&python)
+                    .args(["-c", FILTER, &errno.to_string(), BINARY, command, "--config"])
+                    .arg(&config),
+                b"",
+                LIMIT,
+            );
+            let message = words(&output);
+            assert_eq!(output.status.code(), Some(69), "{command}, {errno}: {message}");
+            for mention in
+                ["seccomp filter", "io_uring_setup", "--security-opt", "SystemCallFilter"]
+            {
+                assert!(message.contains(mention), "{command}, {errno}: no {mention}: {message}");
+            }
+        }
+    }
+}
+
+/// Both outputs with the line breaks of `check` taken out.
+fn words(output: &Output) -> String {
+    all(output).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The binary without privileges, whoever runs the test, after `ulimit` with these arguments.
+/// `None`: root, and no setpriv to become less.
+fn unprivileged(ulimit: &str) -> Option<Command> {
+    let drop = if nix::unistd::geteuid().is_root() {
+        let setpriv = peer("setpriv")?;
+        format!("{} --bounding-set=-all --inh-caps=-all ", setpriv.display())
+    } else {
+        String::new()
+    };
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("ulimit {ulimit} && exec {drop}\"$0\" \"$@\""), BINARY]);
+    Some(shell)
+}
+
+#[test]
+fn a_port_that_needs_a_privilege_is_named_with_its_cure() {
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if first.trim().parse::<u16>().unwrap() <= 443 {
+        eprintln!("skipped: every user may use port 443 here");
+        return;
+    }
+    let mut setup = Setup::new(Backend::echo());
+    setup.bind.set_port(443);
+    let Some(mut command) = unprivileged("-c 0") else {
+        return;
+    };
+    let output = run(command.args(["run", "--config"]).arg(setup.write()), b"", LIMIT);
+    let message = all(&output);
+    assert_eq!(output.status.code(), Some(77), "{message}");
+    for mention in [&setup.bind.to_string(), "CAP_NET_BIND_SERVICE", "setcap"] {
+        assert!(message.contains(mention), "no {mention:?} in: {message}");
+    }
+}
+
+#[test]
+fn a_key_that_this_user_may_not_read_is_a_matter_of_permission() {
+    use std::os::unix::fs::PermissionsExt;
+    let setup = Setup::new(Backend::echo());
+    let config = setup.write();
+    let key = &setup.certificates[0].0.key;
+    std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o000)).unwrap();
+    for action in ["check", "run"] {
+        let Some(mut command) = unprivileged("-c 0") else {
+            return;
+        };
+        let output = run(command.args([action, "--config"]).arg(&config), b"", LIMIT);
+        let message = words(&output);
+        assert_eq!(output.status.code(), Some(77), "{action}: {message}");
+        for mention in [&line_of(&setup, "key"), "may not read it"] {
+            assert!(message.contains(mention), "{action}: no {mention:?} in: {message}");
+        }
+    }
+}
+
+#[test]
+fn too_few_descriptors_for_the_connections_are_told_with_the_number_needed() {
+    let setup = Setup::new(Backend::echo()).tables("[limits]\nconnections_per_worker = 60000");
+    let config = setup.write();
+    for action in ["check", "run"] {
+        let Some(mut command) = unprivileged("-n 1000") else {
+            return;
+        };
+        let output = run(command.args([action, "--config"]).arg(&config), b"", LIMIT);
+        let message = words(&output);
+        assert_eq!(output.status.code(), Some(78), "{action}: {message}");
+        // Two for each connection, 32 for the address, 64 for the worker itself.
+        for mention in ["60000", "LimitNOFILE=120096", "at most 452"] {
+            assert!(message.contains(mention), "{action}: no {mention:?} in: {message}");
+        }
+    }
+}
+
+/// Some kernels count rings against the limit, others do not; `check` knows either way.
+#[test]
+fn too_little_locked_memory_is_told_by_check_as_by_run() {
+    let setup = Setup::new(Backend::echo());
+    let config = setup.write();
+    let Some(mut check) = unprivileged("-l 512") else {
+        return;
+    };
+    let report = run(check.args(["check", "--config"]).arg(&config), b"", LIMIT);
+    let mut command = unprivileged("-l 512").unwrap();
+    let mut server = Process::spawn(
+        command.args(["run", "--config"]).arg(&config).stdout(Stdio::null()).stderr(Stdio::piped()),
+    );
+    if report.status.code() == Some(0) {
+        assert!(words(&report).contains("does not bind this process"), "{}", all(&report));
+        eventually("a server in spite of the limit", || {
+            assert_eq!(server.ended(), None);
+            crate::support::metrics::get(setup.admin, "/healthz").ok()
+        });
+        return;
+    }
+    let status = eventually("the end of run", || server.ended());
+    assert_eq!((report.status.code(), status.code()), (Some(71), Some(71)));
+    let message = words(&report);
+    for mention in ["RLIMIT_MEMLOCK", "512 KiB", "792 KiB each", "LimitMEMLOCK=2M", "ulimit -l"] {
+        assert!(message.contains(mention), "no {mention:?} in: {message}");
+    }
+}
+
+/// The figure that `check` gives is enough. Only with `CAP_IPC_LOCK` can this test tell: other
+/// processes are not counted then.
+#[test]
+fn the_locked_memory_that_check_asks_for_is_enough() {
+    if !locks_memory_freely() {
+        eprintln!("skipped: other processes of this user count against the same limit");
+        return;
+    }
+    let setup = Setup::new(Backend::echo());
+    let config = setup.write();
+    // Twice, the second time right after the first was killed: the kernel still counts its rings
+    // for a moment.
+    for round in 0..2 {
+        let Some(mut command) = unprivileged("-l 856") else {
+            return;
+        };
+        let mut server = Process::spawn(
+            command
+                .args(["run", "--config"])
+                .arg(&config)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        );
+        eventually("a server within the limit", || {
+            assert_eq!(server.ended(), None, "round {round}");
+            crate::support::metrics::get(setup.admin, "/healthz").ok()
+        });
+    }
+}
+
+#[test]
+fn a_server_name_that_does_not_resolve_is_a_warning_with_its_line() {
+    let setup = Setup::new("nowhere.invalid:80");
+    let output = portcullis(&["check", "--config"], &setup.write());
+    let report = words(&output);
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    for mention in ["warning", &line_of(&setup, "address"), "does not resolve"] {
+        assert!(report.contains(mention), "no {mention:?} in: {report}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// A child that does not outlive its owner.
@@ -80,6 +81,57 @@ pub(crate) fn raise_descriptor_limit() {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     });
+}
+
+/// Whether `RLIMIT_MEMLOCK` does not bind this process and its children (`CAP_IPC_LOCK`).
+pub(crate) fn locks_memory_freely() -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    let effective = u64::from_str_radix(effective.trim(), 16).unwrap();
+    effective & (1 << CAP_IPC_LOCK) != 0
+}
+
+/// Room for the rings of some workers. Kernels since 6.14 count them against `RLIMIT_MEMLOCK`, for
+/// all processes of a user together, and its usual 8 MiB are ten workers.
+#[derive(Debug)]
+pub(crate) struct Room(usize);
+
+static WORKERS: AtomicUsize = AtomicUsize::new(0);
+
+impl Room {
+    /// Waits until there is room; goes on without when none comes, as a test that needs several
+    /// servers keeps what it has meanwhile.
+    pub(crate) fn wait(workers: usize) -> Self {
+        let most = most_workers();
+        let deadline = Instant::now() + super::SOON;
+        let fits = |taken: usize| {
+            let fits =
+                taken == 0 || taken.saturating_add(workers) <= most || Instant::now() >= deadline;
+            fits.then_some(taken + workers)
+        };
+        while WORKERS.fetch_update(Relaxed, Relaxed, fits).is_err() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self(workers)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        WORKERS.fetch_sub(self.0, Relaxed);
+    }
+}
+
+/// Half of what fits: the kernel frees the rings of a process a little after its end.
+fn most_workers() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    const WORKER_BYTES: u64 = 1 << 20;
+    if locks_memory_freely() {
+        return usize::MAX;
+    }
+    let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
+    usize::try_from(soft / WORKER_BYTES / 2).unwrap_or(usize::MAX)
 }
 
 /// Runs `command` to its end with the given standard input, and fails when it takes longer than

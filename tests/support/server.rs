@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::certificates::{self, Files, Kind};
 use super::metrics::{self, Metrics};
-use super::process::Process;
+use super::process::{Process, Room};
 use super::{address, eventually};
 
 /// The name that clients of the tests ask for unless they say otherwise.
@@ -150,6 +150,7 @@ impl Setup {
 
     /// Starts the server without waiting for it.
     pub(crate) fn spawn(self) -> Server {
+        let room = Room::wait(self.workers);
         let config = self.write();
         let log = self.dir.path().join("server.log");
         let out = std::fs::File::create(&log).unwrap();
@@ -168,7 +169,7 @@ impl Setup {
                 .stdout(out.try_clone().unwrap())
                 .stderr(out),
         );
-        Server { process, address: self.bind, admin: self.admin, log, dir: self.dir }
+        Server { process, address: self.bind, admin: self.admin, log, dir: self.dir, _room: room }
     }
 
     /// Starts the server and waits until it is healthy.
@@ -195,6 +196,8 @@ pub(crate) struct Server {
     pub(crate) admin: SocketAddr,
     log: PathBuf,
     dir: tempfile::TempDir,
+    /// Given back after the process has ended.
+    _room: Room,
 }
 
 impl Server {

@@ -62,6 +62,7 @@ fn a_filter_that_forbids_is_named_with_its_cure() {
     for part in ["seccomp filter", "--security-opt seccomp=", "SystemCallFilter="] {
         assert!(text.contains(part), "{text}");
     }
+    assert!(refused(libc::ENOSYS, 0, true).contains("seccomp filter"));
     assert!(refused(libc::EACCES, 0, false).contains("security module"));
     assert!(is_filtered("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"));
     assert!(!is_filtered("Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t2\n"));
@@ -72,11 +73,28 @@ fn an_old_kernel_and_a_low_limit_are_told_what_is_enough() {
     let text = refused(libc::ENOSYS, 0, false);
     assert!(text.contains("6.1.0-test") && text.contains("Linux 6.1 or newer"), "{text}");
     let text = refused(libc::ENOMEM, 0, false);
-    for part in ["RLIMIT_MEMLOCK", "65536", "67108864", "LimitMEMLOCK=64M"] {
-        assert!(text.contains(part), "{text}");
+    for part in ["RLIMIT_MEMLOCK", "need 856 KiB", "792 KiB each", "64 KiB in", "LimitMEMLOCK=2M"] {
+        assert!(text.contains(part), "{part}: {text}");
     }
+    assert!(!text.contains("workers.count"), "not even one fits: {text}");
     let feature = setup_flags(false);
     let kernel = "5.15".to_owned();
     let text = ProbeError::TooOld { kernel, feature }.to_string();
     assert!(text.contains("5.15") && text.contains("DEFER_TASKRUN"), "{text}");
+}
+
+#[test]
+fn too_many_workers_for_the_locked_memory_are_told_how_many_fit() {
+    let (workers, limit) = (11, 8 << 20);
+    let text = ProbeError::Memory { workers, needed: memory_needed(workers), limit }.to_string();
+    for part in ["11 worker(s)", "8776 KiB", "8192 KiB", "LimitMEMLOCK=18M", "18432", "to 10"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn workers_that_fit_are_not_refused() {
+    let memory = memory(1);
+    // Where even one does not fit, nothing else of this crate's tests would run.
+    assert_eq!(memory.map(|memory| memory.needed).ok(), Some(memory_needed(1)));
 }
