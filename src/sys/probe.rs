@@ -12,6 +12,7 @@ use io_uring::{IoUring, Probe, opcode, types};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use super::receive;
 use super::ring::{COMPLETIONS, SUBMISSIONS};
 use crate::limits::RECEIVE_BUFFERS;
 
@@ -41,7 +42,6 @@ const RING_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 const RING_ENTRIES: u32 = 8;
 const BUFFER_GROUP: u16 = 0;
 const BUFFERS: u16 = 8;
-const BUFFERS_INCREMENTAL: u16 = 2; // IOU_PBUF_RING_INC
 const URING_COMMAND: u8 = 46; // IORING_OP_URING_CMD
 
 /// What is there.
@@ -270,13 +270,7 @@ pub fn report() -> Result<Report, ProbeError> {
     features.extend(registrations(&mut ring));
     features.extend(opcodes(&ring)?);
     features.push(socket_options(&mut ring)?);
-    features.push(wanted(
-        "IORING_FEAT_MIN_TIMEOUT",
-        "not used yet: several completions a turn",
-        "6.12",
-        ring.params().is_feature_min_timeout(),
-    ));
-    features.push(busy_poll(&ring));
+    features.push(bounded_receive(&mut ring)?);
 
     let missing =
         features.iter().find(|feature| feature.need == Need::Needed && !feature.available);
@@ -320,10 +314,9 @@ fn ring(with_flags: bool) -> io::Result<IoUring> {
     builder.build(RING_ENTRIES)
 }
 
-fn registrations(ring: &mut IoUring) -> [Feature; 4] {
+fn registrations(ring: &mut IoUring) -> [Feature; 3] {
     let files = ring.submitter().register_files_sparse(RING_ENTRIES);
-    let plain = buffer_ring(ring, 0);
-    let incremental = buffer_ring(ring, BUFFERS_INCREMENTAL);
+    let plain = buffer_ring(ring);
     let ring_fd = ring.submitter().register_ring_fd();
     [
         needed(
@@ -337,12 +330,6 @@ fn registrations(ring: &mut IoUring) -> [Feature; 4] {
             "an idle client holds no receive buffer",
             "5.19",
             plain,
-        ),
-        wanted(
-            "IOU_PBUF_RING_INC",
-            "not used yet: receives that share a buffer",
-            "6.12",
-            incremental,
         ),
         needed(
             "IORING_REGISTER_RING_FDS",
@@ -358,14 +345,14 @@ fn registrations(ring: &mut IoUring) -> [Feature; 4] {
 struct Page([u8; 4096]);
 
 /// Whether a provided-buffer ring with these flags can be registered.
-fn buffer_ring(ring: &IoUring, flags: u16) -> bool {
+fn buffer_ring(ring: &IoUring) -> bool {
     let page = Box::new(Page([0; 4096]));
     let address = (&raw const page.0) as u64;
     let submitter = ring.submitter();
     // SAFETY: `page` holds BUFFERS entries of 16 bytes, is aligned to a page, and is freed after
     // it was unregistered below; no operation that would select a buffer is submitted meanwhile.
     let registered =
-        unsafe { submitter.register_buf_ring_with_flags(address, BUFFERS, BUFFER_GROUP, flags) };
+        unsafe { submitter.register_buf_ring_with_flags(address, BUFFERS, BUFFER_GROUP, 0) };
     if registered.is_err() {
         return false;
     }
@@ -384,7 +371,6 @@ fn opcodes(ring: &IoUring) -> Result<Vec<Feature>, ProbeError> {
         ("IORING_OP_ACCEPT", opcode::Accept::CODE, "5.5", "a client comes"),
         ("IORING_OP_RECV", opcode::Recv::CODE, "5.6", "bytes come"),
         ("IORING_OP_SEND", opcode::Send::CODE, "5.6", "bytes go"),
-        ("IORING_OP_POLL_ADD", opcode::PollAdd::CODE, "5.1", "an idle connection wakes up"),
         ("IORING_OP_SOCKET", opcode::Socket::CODE, "5.19", "a socket for a server"),
         ("IORING_OP_CONNECT", opcode::Connect::CODE, "5.5", "a server is connected"),
         ("IORING_OP_SHUTDOWN", opcode::Shutdown::CODE, "5.11", "a half-close is passed on"),
@@ -443,12 +429,21 @@ fn tcp_socket() -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
 }
 
-fn busy_poll(ring: &IoUring) -> Feature {
-    let submitter = ring.submitter();
-    let mut napi = types::Napi::new();
-    let available =
-        submitter.register_napi(&mut napi).is_ok() && submitter.unregister_napi(&mut napi).is_ok();
-    wanted("IORING_REGISTER_NAPI", "not used yet: polling the network queue", "6.9", available)
+/// Tries a receive with a limit on a descriptor that is not there: a kernel that knows limits says
+/// so, one that does not refuses the limit.
+fn bounded_receive(ring: &mut IoUring) -> Result<Feature, ProbeError> {
+    let other = |source| ProbeError::Other { step: "a bounded receive", source };
+    // SAFETY: the entry points to no memory.
+    let pushed = unsafe { ring.submission().push(&receive::bounded(types::Fixed(0), 1)) };
+    pushed.map_err(|_| other(io::ErrorKind::OutOfMemory.into()))?;
+    ring.submit_and_wait(1).map_err(other)?;
+    let result = ring.completion().next().map(|completion| completion.result());
+    Ok(wanted(
+        "IORING_OP_RECV, multishot with a limit",
+        "one receive for many messages",
+        "6.17",
+        result == Some(-libc::EBADF),
+    ))
 }
 
 fn kernel_release() -> String {

@@ -23,11 +23,8 @@ fn this_kernel_has_what_a_worker_needs_or_says_why_not() {
     match report() {
         Ok(report) => {
             for feature in &report.features {
-                // A newer kernel without it was built or confined that way: only for NAPI,
-                // which needs CONFIG_NET_RX_BUSY_POLL.
                 let expected = at_least(&report.kernel, feature.since);
-                let optional = feature.name == "IORING_REGISTER_NAPI";
-                assert!(feature.available || optional || !expected, "{feature:?}");
+                assert!(feature.available || !expected, "{feature:?}");
             }
             assert!(report.features.iter().any(|feature| feature.need == Need::Needed));
         }
