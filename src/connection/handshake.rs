@@ -23,7 +23,9 @@ impl Handshake {
         match event {
             Event::Received(_, bytes) => self.received(bytes, common, cx),
             Event::Ended(_) => Close::handshake_failed(HandshakeOutcome::ClientClosed, common, cx),
-            Event::Failed(_) => Close::handshake_failed(HandshakeOutcome::ClientReset, common, cx),
+            Event::ReceiveFailed(_) | Event::SendFailed(_) => {
+                Close::handshake_failed(HandshakeOutcome::ClientReset, common, cx)
+            }
             Event::Deadline => Close::handshake_failed(HandshakeOutcome::Timeout, common, cx),
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) | Event::Settled => {
                 self.wait(common, cx)

@@ -58,8 +58,6 @@ struct SlotMemory {
     to_server: Option<Buffer>,
     /// The address being accepted from or connected to.
     address: Option<Box<SocketAddress>>,
-    /// Why making the server's socket failed, until the connect linked to it reports.
-    socket_error: Option<Errno>,
 }
 
 impl SlotMemory {
@@ -157,6 +155,8 @@ impl Ring {
             // The kernel takes no more while completions overflow: take them out of its way.
             let mut answered = std::mem::take(&mut self.answered);
             self.reap(&mut answered);
+            // Reaping may have come here again, by way of the mailbox.
+            answered.append(&mut self.answered);
             self.answered = answered;
         }
     }
@@ -337,14 +337,12 @@ impl Ring {
                 }
                 Payload::None
             }
-            Kind::Internal => {
-                if let Err(error) = result
-                    && error != Errno::CANCELED
-                {
-                    self.slot(token).socket_error = Some(error);
-                }
-                return None;
+            // A step before the connect has failed. The kernel then says nothing of the steps
+            // behind it, because this one was to be silent (`IOSQE_CQE_SKIP_SUCCESS`).
+            Kind::Internal if result.is_err() => {
+                return Some(self.connected(Token { kind: Kind::Connect, ..token }, result));
             }
+            Kind::Internal => return None,
             Kind::Mailbox => {
                 self.read_mailbox();
                 Payload::None
@@ -393,14 +391,8 @@ impl Ring {
     }
 
     fn connected(&mut self, token: Token, result: Result<u32, Errno>) -> Completion {
-        let slot = self.slot(token);
-        let socket_error = slot.socket_error.take();
-        let address = slot.address.take();
+        let address = self.slot(token).address.take();
         self.spare_addresses.extend(address);
-        let result = match (result, socket_error) {
-            (Err(Errno::CANCELED), Some(error)) => Err(error),
-            (result, _) => result,
-        };
         Completion { token, result, more: false, payload: Payload::None }
     }
 }
@@ -505,4 +497,26 @@ fn probe(ring: &IoUring) -> std::io::Result<Features> {
         socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),
         bounded_receive: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connect_whose_socket_cannot_be_made_completes() {
+        let wake = Arc::new(EventFd::new().unwrap());
+        let mut ring = Ring::new(1, Vec::new(), wake).unwrap();
+        // A slot beyond the kernel's table: making the socket fails, as it does with ENFILE.
+        ring.slots.resize_with(8, SlotMemory::default);
+        let token = Token::new(5, 1, Kind::Connect);
+        let address = Address::Inet("127.0.0.1:9".parse().unwrap());
+        ring.submit(token, Operation::Connect { address });
+        let mut completions = Vec::new();
+        let until = ring.now() + std::time::Duration::from_secs(1);
+        ring.wait(Some(until), &mut completions);
+        let [completion] = completions.as_slice() else { panic!("{completions:?}") };
+        assert_eq!(completion.token, token);
+        assert!(completion.result.is_err(), "{completion:?}");
+    }
 }

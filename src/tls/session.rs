@@ -14,8 +14,11 @@ use rustls::{CipherSuite, NamedGroup, ProtocolVersion, ServerConfig};
 use super::failure::Failure;
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
-use crate::limits::{RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX};
-use crate::telemetry::labels::{Group, Suite, Version};
+use crate::limits::{
+    PARTIAL_BYTES_MAX, PARTIAL_HANDSHAKE_BYTES_MAX, RECORD_OVERHEAD_BYTES_MAX,
+    RECORD_PAYLOAD_BYTES_MAX,
+};
+use crate::telemetry::labels::{Group, HandshakeOutcome, Suite, Version};
 
 /// The server's end of one TLS session.
 pub struct Session {
@@ -49,8 +52,8 @@ impl Session {
     /// Takes ciphertext in; plaintext and answers go to `sinks`.
     ///
     /// # Limits
-    /// Keeps at most one incomplete handshake message (64 KiB, rustls's bound) or record between
-    /// calls.
+    /// Keeps at most [`PARTIAL_BYTES_MAX`] of an incomplete record between calls, and during the
+    /// handshake [`PARTIAL_HANDSHAKE_BYTES_MAX`] of an incomplete message.
     ///
     /// # Errors
     /// What ended the session. The alert that says so to the client is in `sinks.records` already.
@@ -60,19 +63,27 @@ impl Session {
         }
         if self.partial.is_empty() {
             let used = self.process(bytes, sinks)?;
-            let rest = bytes.get(used..).unwrap_or_default();
-            if !rest.is_empty() && !self.client_closed {
-                self.partial.extend_from_slice(rest);
-            }
+            self.keep(bytes.get(used..).unwrap_or_default())
         } else {
             let mut partial = std::mem::take(&mut self.partial);
             partial.extend_from_slice(bytes);
             let used = self.process(&mut partial, sinks)?;
-            if used < partial.len() && !self.client_closed {
-                partial.drain(..used);
-                self.partial = partial;
-            }
+            self.keep(partial.get(used..).unwrap_or_default())
         }
+    }
+
+    /// Keeps what is incomplete, in memory of its size. rustls bounds a message by its payload; on
+    /// the wire, cut into small padded records, it could be ten thousand times as long.
+    fn keep(&mut self, rest: &[u8]) -> Result<(), Failure> {
+        if self.client_closed {
+            return Ok(());
+        }
+        let most =
+            if self.is_established() { PARTIAL_BYTES_MAX } else { PARTIAL_HANDSHAKE_BYTES_MAX };
+        if rest.len() > most {
+            return Err(Failure::Handshake(HandshakeOutcome::BadRecord));
+        }
+        self.partial = rest.to_vec();
         Ok(())
     }
 

@@ -125,6 +125,7 @@ impl SimIo {
             return;
         };
         let token = held.token;
+        held.tried = true;
         let Some(operation) = held.operation.take() else {
             return;
         };
@@ -161,8 +162,15 @@ impl SimIo {
                 None
             }
             Operation::Cancel { target } => {
-                self.schedule_cancel(key);
-                Some(Operation::Cancel { target })
+                let named = Token::new(token.slot, token.generation, target).pack();
+                if self.in_flight.get(&named).is_some_and(|held| held.tried) {
+                    self.schedule_cancel(key);
+                    Some(Operation::Cancel { target })
+                } else {
+                    // It overtook its target, or came after its end.
+                    self.complete(key, Err(Errno::NOT_FOUND), Payload::None);
+                    None
+                }
             }
         };
         // Still in flight and not ended: put it back.
