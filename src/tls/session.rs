@@ -295,3 +295,41 @@ fn encode(sinks: &mut Sinks<'_>, mut encode: impl FnMut(&mut [u8]) -> Result<usi
         attempt(required, &mut required);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::server::ResolvesServerCertUsingSni;
+
+    fn session() -> Session {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+        Session::new(Arc::new(config)).unwrap()
+    }
+
+    /// A handshake message in records of one byte each: ten thousand times its payload on the wire.
+    #[test]
+    fn an_incomplete_message_is_bounded_by_its_bytes_on_the_wire() {
+        let mut session = session();
+        let (mut plaintext, mut records) = (Queue::default(), Queue::default());
+        let mut pool = Pool::default();
+        // The header of a ClientHello of 60,000 bytes, then its body.
+        let message = [1, 0, 0xea, 0x60].into_iter().chain(std::iter::repeat(0));
+        let mut result = Ok(());
+        for byte in message.take(60_000) {
+            let mut record = [22, 3, 1, 0, 1, byte];
+            let mut sinks =
+                Sinks { plaintext: &mut plaintext, records: &mut records, pool: &mut pool };
+            result = session.receive(&mut record, &mut sinks);
+            assert!(session.partial_bytes() <= PARTIAL_HANDSHAKE_BYTES_MAX);
+            if result.is_err() {
+                break;
+            }
+        }
+        assert_eq!(result, Err(Failure::Handshake(HandshakeOutcome::BadRecord)));
+    }
+}
