@@ -362,9 +362,7 @@ impl Ring {
         };
         self.receive.lend(buffer);
         match result {
-            Ok(len) if len > 0 => {
-                Payload::Received(ReceivedAt { buffer, start: 0, len, buffer_more: false })
-            }
+            Ok(len) if len > 0 => Payload::Received(ReceivedAt { buffer, start: 0, len }),
             _ => {
                 self.receive.recycle(buffer);
                 Payload::None
