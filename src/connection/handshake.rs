@@ -1,6 +1,6 @@
 //! Stage 2 of 5: handshake. From the complete `ClientHello` to the client's Finished.
 
-use crate::io::Side;
+use crate::io::{Kind, Operation, Side};
 use crate::telemetry::labels::{HandshakeOutcome, Span};
 
 use super::close::Close;
@@ -73,6 +73,16 @@ fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {
     cx.counters.groups.of(story.group).add(1);
     story.handshake_ended(HandshakeOutcome::Ok, cx);
     story.mark(Span::Handshake, cx);
+    if waits_for_us(common) {
+        common.submit(Kind::AcknowledgeClient, Operation::Acknowledge, cx);
+    }
     common.flush(Side::Client, cx);
     Route::begin(common, cx)
+}
+
+/// In TLS 1.3 the client speaks last, and nothing of ours may follow. A client that leaves Nagle's
+/// algorithm on then holds its first request back until our kernel's delayed acknowledgement of its
+/// Finished, 40 ms later (RFC 9293 section 3.7.4).
+fn waits_for_us(common: &Common) -> bool {
+    common.outbound.is_empty() && common.inbound.is_empty()
 }

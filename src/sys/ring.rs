@@ -34,8 +34,10 @@ const EAGAIN: Errno = Errno(11);
 const EINVAL: Errno = Errno(22);
 
 static NO_DELAY: libc::c_int = 1;
-const NO_DELAY_BYTES: u32 = 4;
-const _: () = assert!(size_of::<libc::c_int>() == NO_DELAY_BYTES as usize);
+/// `TCP_QUICKACK`: now, but not from now on, which an odd number would mean.
+static ACKNOWLEDGE_ONCE: libc::c_int = 2;
+const OPTION_BYTES: u32 = 4;
+const _: () = assert!(size_of::<libc::c_int>() == OPTION_BYTES as usize);
 /// `AF_UNSPEC`, which is 0.
 static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
 
@@ -252,7 +254,7 @@ impl Ring {
                 libc::IPPROTO_TCP.cast_unsigned(),
                 libc::TCP_NODELAY.cast_unsigned(),
                 (&raw const NO_DELAY).cast(),
-                NO_DELAY_BYTES,
+                OPTION_BYTES,
             );
             self.push(&no_delay.build().flags(quiet).user_data(step));
         }
@@ -285,6 +287,21 @@ impl Ring {
             let entry = opcode::Shutdown::new(file(token, side), libc::SHUT_WR).build();
             self.push(&entry.user_data(token.pack()));
         }
+    }
+
+    fn acknowledge(&mut self, token: Token) {
+        if !self.features.socket_options {
+            self.answer(token, Ok(0));
+            return;
+        }
+        let acknowledge = opcode::SetSockOpt::new(
+            file(token, Side::Client),
+            libc::IPPROTO_TCP.cast_unsigned(),
+            libc::TCP_QUICKACK.cast_unsigned(),
+            (&raw const ACKNOWLEDGE_ONCE).cast(),
+            OPTION_BYTES,
+        );
+        self.push(&acknowledge.build().user_data(token.pack()));
     }
 
     /// Completes an operation without the kernel.
@@ -400,6 +417,7 @@ impl Io for Ring {
         match operation {
             Operation::Accept { listener } => self.accept(token, listener),
             Operation::LocalAddress => self.local_address(token),
+            Operation::Acknowledge => self.acknowledge(token),
             Operation::Send { side, buffer } => self.send(token, side, buffer),
             Operation::Connect { address } => self.connect(token, &address),
             Operation::Recv { side } => self.recv(token, side),
