@@ -33,6 +33,17 @@ pub const SEND_BUFFER_BYTES: usize =
 /// Bytes waiting in one direction above which its source is no longer read.
 pub const QUEUE_HIGH_WATER_BYTES: usize = 32 * 1024;
 
+/// Bytes kept of an incomplete record once the handshake is done: the longest record (RFC 5246
+/// section 6.2.3). A handshake message that is spread over more than that is refused.
+pub const PARTIAL_BYTES_MAX: usize = 5 + RECORD_PAYLOAD_BYTES_MAX + 2048;
+
+/// Bytes kept of an incomplete message during the handshake, records' headers included.
+pub const PARTIAL_HANDSHAKE_BYTES_MAX: usize = 72 * 1024;
+
+/// Bytes that a client's socket holds in the kernel before they are sent, beyond which it takes no
+/// more (`TCP_NOTSENT_LOWAT`, tcp(7)): a reader that stalls costs that instead of 4 MB.
+pub const NOT_SENT_BYTES: u32 = 128 * 1024;
+
 /// Accept operations a listener keeps armed: the most connections one turn takes from one listener.
 pub const ACCEPTS_ARMED: u32 = 16;
 

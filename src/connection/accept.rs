@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::io::Side;
 use crate::telemetry::labels::{HandshakeOutcome, Limit, Span};
-use crate::tls::hello::{self, Hello, Peek, TLS12};
+use crate::tls::hello::{self, Peek, TLS12};
 use crate::tls::session::Session;
 
 use super::close::Close;
@@ -48,7 +48,9 @@ impl Accept {
         match event {
             Event::Received(_, bytes) => self.received(bytes, common, cx),
             Event::Ended(_) => fail(HandshakeOutcome::ClientClosed, None, common, cx),
-            Event::Failed(_) => fail(HandshakeOutcome::ClientReset, None, common, cx),
+            Event::ReceiveFailed(_) | Event::SendFailed(_) => {
+                fail(HandshakeOutcome::ClientReset, None, common, cx)
+            }
             Event::Deadline => fail(HandshakeOutcome::Timeout, None, common, cx),
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) | Event::Settled => {
                 common.receive(Side::Client, cx);
@@ -57,43 +59,59 @@ impl Accept {
         }
     }
 
-    fn received(mut self, bytes: &mut [u8], common: &mut Common, cx: &mut Context<'_>) -> Stage {
-        if self.received.is_empty() {
-            // The usual case: the whole ClientHello in one receive, looked at where it is.
-            match hello::peek(bytes) {
-                Peek::Incomplete => {}
-                Peek::Complete(hello) if hello.newest_version < TLS12 => {
-                    return too_old(common, cx);
-                }
-                Peek::Complete(hello) => {
-                    if hello.record_bytes > common.snapshot.client_hello_bytes {
-                        return too_large(common, cx);
-                    }
-                    let name = name_of(&hello);
-                    return welcome(name, bytes, common, cx);
-                }
-                refused => return refuse(&refused, common, cx),
-            }
-        }
-        self.received.extend_from_slice(bytes);
-        match hello::peek(&self.received) {
-            _ if self.received.len() >= common.snapshot.client_hello_bytes => too_large(common, cx),
-            Peek::Incomplete => {
+    fn received(self, bytes: &mut [u8], common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        // The usual case is the whole ClientHello in one receive, looked at where it is.
+        let mut received = self.received;
+        let is_first = received.is_empty();
+        let bytes = if is_first {
+            bytes
+        } else {
+            received.extend_from_slice(bytes);
+            received.as_mut_slice()
+        };
+        match judge(bytes, common.snapshot.client_hello_bytes) {
+            Verdict::Wait => {
+                let received = if is_first { bytes.to_vec() } else { received };
                 common.receive(Side::Client, cx);
-                Stage::Accept(self)
+                Stage::Accept(Self { received })
             }
-            Peek::Complete(hello) if hello.newest_version < TLS12 => too_old(common, cx),
-            Peek::Complete(hello) => {
-                let name = name_of(&hello);
-                welcome(name, &mut self.received, common, cx)
+            Verdict::Welcome(name) => welcome(name, bytes, common, cx),
+            Verdict::Refuse(outcome, alert) => {
+                if outcome == HandshakeOutcome::ClientHelloTooLarge {
+                    cx.counters.limits.of(Limit::ClientHelloBytes).add(1);
+                }
+                fail(outcome, alert, common, cx)
             }
-            refused => refuse(&refused, common, cx),
         }
     }
 }
 
-fn name_of(hello: &Hello<'_>) -> Option<Box<str>> {
-    hello.server_name.as_ref().map(|name| Box::from(name.as_str()))
+/// What the bytes so far lead to.
+enum Verdict {
+    Wait,
+    Welcome(Option<Box<str>>),
+    Refuse(HandshakeOutcome, Option<u8>),
+}
+
+fn judge(bytes: &[u8], bytes_max: usize) -> Verdict {
+    let too_large =
+        Verdict::Refuse(HandshakeOutcome::ClientHelloTooLarge, Some(ALERT_DECODE_ERROR));
+    match hello::peek(bytes) {
+        Peek::Incomplete if bytes.len() < bytes_max => Verdict::Wait,
+        Peek::Incomplete => too_large,
+        Peek::Complete(hello) if hello.record_bytes > bytes_max => too_large,
+        // The session would look at the missing extensions of such a client first, and blame those.
+        Peek::Complete(hello) if hello.newest_version < TLS12 => {
+            Verdict::Refuse(HandshakeOutcome::NoSharedVersion, Some(ALERT_PROTOCOL_VERSION))
+        }
+        Peek::Complete(hello) => {
+            Verdict::Welcome(hello.server_name.as_ref().map(|name| Box::from(name.as_str())))
+        }
+        // An alert would be noise to a client that does not speak TLS.
+        Peek::PlainHttp => Verdict::Refuse(HandshakeOutcome::PlainHttp, None),
+        Peek::NotTls => Verdict::Refuse(HandshakeOutcome::NotTls, None),
+        Peek::Malformed(fault) => Verdict::Refuse(HandshakeOutcome::BadRecord, Some(fault.alert())),
+    }
 }
 
 /// A whole `ClientHello`: look its name up and begin the handshake with the bytes at hand.
@@ -119,31 +137,6 @@ fn welcome(
             Handshake::default().received(bytes, common, cx)
         }
         Err(failure) => fail(failure.outcome(), Some(ALERT_INTERNAL_ERROR), common, cx),
-    }
-}
-
-/// rustls would look at the missing extensions of such a client first, and blame those.
-fn too_old(common: &mut Common, cx: &mut Context<'_>) -> Stage {
-    fail(HandshakeOutcome::NoSharedVersion, Some(ALERT_PROTOCOL_VERSION), common, cx)
-}
-
-fn too_large(common: &mut Common, cx: &mut Context<'_>) -> Stage {
-    cx.counters.limits.of(Limit::ClientHelloBytes).add(1);
-    fail(HandshakeOutcome::ClientHelloTooLarge, Some(ALERT_DECODE_ERROR), common, cx)
-}
-
-/// Bytes that cannot become a `ClientHello`.
-fn refuse(peek: &Peek<'_>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
-    match peek {
-        // An alert would be noise to a client that does not speak TLS.
-        Peek::PlainHttp => fail(HandshakeOutcome::PlainHttp, None, common, cx),
-        Peek::NotTls => fail(HandshakeOutcome::NotTls, None, common, cx),
-        Peek::Malformed(fault) => {
-            fail(HandshakeOutcome::BadRecord, Some(fault.alert()), common, cx)
-        }
-        Peek::Incomplete | Peek::Complete(_) => {
-            fail(HandshakeOutcome::InternalError, Some(ALERT_INTERNAL_ERROR), common, cx)
-        }
     }
 }
 

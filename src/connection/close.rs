@@ -53,7 +53,7 @@ impl Close {
         if client != How::Flush {
             common.outbound.discard(cx.pool);
         }
-        common.set_deadline(LINGER, cx);
+        set_patience(common, cx);
         Self { reason, client, server, linger_bytes: LINGER_BYTES_MAX }.go_on(common, cx)
     }
 
@@ -95,6 +95,7 @@ impl Close {
             self.client = if common.outbound.is_empty() { How::Close } else { How::Reset };
         }
         common.outbound.discard(cx.pool);
+        common.forget_cancels();
         common.set_deadline(LINGER, cx);
         self.go_on(common, cx)
     }
@@ -117,15 +118,19 @@ impl Close {
                     self.client = How::Close;
                 }
             }
-            Event::Failed(Side::Client) => self.client = How::Close,
+            Event::ReceiveFailed(Side::Client) | Event::SendFailed(Side::Client) => {
+                self.client = How::Close;
+            }
+            Event::Sent(Side::Client) => set_patience(common, cx),
             Event::Deadline => return self.hurry(common, cx),
             Event::Connected(_)
-            | Event::Sent(_)
+            | Event::Sent(Side::Server)
             | Event::Closed(_)
             | Event::Settled
             | Event::Received(Side::Server, _)
             | Event::Ended(_)
-            | Event::Failed(Side::Server) => {}
+            | Event::ReceiveFailed(Side::Server)
+            | Event::SendFailed(Side::Server) => {}
         }
         self.go_on(common, cx)
     }
@@ -139,6 +144,13 @@ impl Close {
         };
         if common.is_released() { Stage::Done(self.reason) } else { Stage::Close(self) }
     }
+}
+
+/// How long the client may take for the next bytes of an answer, or to end after the last.
+fn set_patience(common: &mut Common, cx: &Context<'_>) {
+    let answering = !common.outbound.is_empty();
+    let patience = if answering { common.snapshot.timeouts.half_closed } else { LINGER };
+    common.set_deadline(patience.max(LINGER), cx);
 }
 
 /// The client's last words, and its end.

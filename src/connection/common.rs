@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::io::{Errno, Kind, Operation, Side, Time};
 use crate::limits::{
-    QUEUE_HIGH_WATER_BYTES, RECEIVE_BYTES_MAX, RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX,
+    PARTIAL_HANDSHAKE_BYTES_MAX, QUEUE_HIGH_WATER_BYTES, RECEIVE_BYTES_MAX,
+    RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX,
 };
 use crate::telemetry::labels::Limit;
 use crate::tls::failure::Failure;
@@ -135,6 +136,11 @@ impl Common {
         }
     }
 
+    /// Lets what is in flight be cancelled once more.
+    pub fn forget_cancels(&mut self) {
+        self.cancelled = InFlight::default();
+    }
+
     /// Receives from a side unless its receive is armed already or it has ended.
     pub fn receive(&mut self, side: Side, cx: &mut Context<'_>) {
         let kind = in_flight::recv(side);
@@ -147,7 +153,7 @@ impl Common {
     /// Sends what waits for a side, unless a send is in flight.
     pub fn flush(&mut self, side: Side, cx: &mut Context<'_>) {
         let kind = in_flight::send(side);
-        if self.in_flight.has(kind) {
+        if self.in_flight.has(kind) || self.socket(side).write_ended {
             return;
         }
         if let Some(buffer) = self.queue_to(side).take() {
@@ -312,7 +318,7 @@ impl Common {
             }
             (Err(_), _) => {
                 self.socket(side).read_ended = true;
-                Event::Failed(side)
+                Event::ReceiveFailed(side)
             }
         }
     }
@@ -333,8 +339,7 @@ impl Common {
             Err(Errno::CANCELED) => Event::Settled,
             Err(_) => {
                 self.socket(side).write_ended = true;
-                self.queue_to(side).discard(cx.pool);
-                Event::Failed(side)
+                Event::SendFailed(side)
             }
         }
     }
@@ -367,5 +372,10 @@ impl Common {
             + 2 * (RECORD_PAYLOAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX);
         assert!(self.inbound.pending() <= bound, "inbound grows without bound");
         assert!(self.outbound.pending() <= bound, "outbound grows without bound");
+        let partial = self.session.as_ref().map_or(0, |session| session.partial_bytes());
+        assert!(
+            partial <= PARTIAL_HANDSHAKE_BYTES_MAX,
+            "an incomplete message grows without bound"
+        );
     }
 }

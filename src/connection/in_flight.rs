@@ -16,7 +16,8 @@ impl InFlight {
             | bit(Kind::ResetClient)
             | bit(Kind::CloseClient)
             | bit(Kind::CancelRecvClient)
-            | bit(Kind::CancelSendClient),
+            | bit(Kind::CancelSendClient)
+            | bit(Kind::AcknowledgeClient),
     );
 
     /// The operations on the server's socket.

@@ -43,8 +43,10 @@ pub enum Event<'a> {
     Received(Side, &'a mut [u8]),
     /// A side sends nothing more.
     Ended(Side),
-    /// A side's socket failed: reset, or gone.
-    Failed(Side),
+    /// Nothing more can be received from a side: it has reset the connection, or is gone.
+    ReceiveFailed(Side),
+    /// Nothing more can be sent to a side.
+    SendFailed(Side),
     /// A side's socket took bytes.
     Sent(Side),
     /// The connection attempt to a server ended.

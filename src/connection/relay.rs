@@ -18,15 +18,18 @@ const CLOSE_NOTIFY_BYTES_MAX: usize = RECORD_OVERHEAD_BYTES_MAX + 2;
 
 /// Client and server are connected.
 #[derive(Debug)]
-pub struct Relay {}
+pub struct Relay {
+    /// The server takes nothing more, and had not been told all.
+    refused: bool,
+}
 
 impl Relay {
     pub(super) fn begin(common: &mut Common, cx: &mut Context<'_>) -> Stage {
-        Self {}.go_on(common, cx)
+        Self { refused: false }.go_on(common, cx)
     }
 
     pub(super) fn handle(
-        self,
+        mut self,
         event: Event<'_>,
         common: &mut Common,
         cx: &mut Context<'_>,
@@ -45,9 +48,20 @@ impl Relay {
                 }
             }
             Event::Ended(Side::Client) => return self.client_ended(common, cx),
+            // A socket tells of a reset once: after a failed send, a reset looks like an end. The
+            // client gets what there is, without the `close_notify` that would call it whole.
+            Event::Ended(Side::Server) if self.refused => common.outbound.end(),
             Event::Ended(Side::Server) => common.end_outbound(cx),
-            Event::Failed(Side::Client) => return client_failed(common, cx),
-            Event::Failed(Side::Server) => return server_failed(common, cx),
+            Event::ReceiveFailed(Side::Client) | Event::SendFailed(Side::Client) => {
+                return client_failed(common, cx);
+            }
+            Event::ReceiveFailed(Side::Server) => return server_failed(common, cx),
+            Event::SendFailed(Side::Server) => {
+                // What it has answered before it gave up may still be read.
+                self.refused = true;
+                common.inbound.discard(cx.pool);
+                common.inbound.end();
+            }
             Event::Deadline => return deadline(common, cx),
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) => {}
             // No byte has moved: the deadline stays where it is.
@@ -71,6 +85,11 @@ impl Relay {
         common.flush(Side::Client, cx);
         if common.inbound.drained() && common.outbound.drained() {
             common.story.mark(Span::Relay, cx);
+            if self.refused {
+                // The client is still sending; its bytes must not turn our close into a reset.
+                let reason = CloseReason::ServerReset;
+                return Close::begin(reason, How::Flush, How::Close, common, cx);
+            }
             return Close::begin(CloseReason::Finished, How::Close, How::Close, common, cx);
         }
         // A direction's end is passed on; where both have ended, the close says it.
@@ -98,7 +117,7 @@ impl Relay {
         common.story.mark(Span::Relay, cx);
         // Once the server has ended too, nobody waits for the client's bytes any more; clients
         // that have their answer often close without ceremony.
-        let reason = if common.outbound.drained() {
+        let reason = if common.outbound.drained() && common.inbound.is_empty() {
             CloseReason::Finished
         } else {
             CloseReason::ClientTruncated
@@ -135,6 +154,8 @@ fn deadline(common: &mut Common, cx: &mut Context<'_>) -> Stage {
     let one_ended = common.inbound.ended() || common.outbound.ended();
     let reason = if one_ended { CloseReason::HalfClosedTimeout } else { CloseReason::IdleTimeout };
     // With resets: it is we who end it, and neither side has said that it was done. A clean end
-    // would let whoever withholds packets pass off a part of a message as the whole.
-    Close::abort(common, reason, cx)
+    // would let whoever withholds packets pass off a part of a message as the whole. Only a client
+    // that has been sent all, its end included, may read on from what the kernel holds for it.
+    let client = if common.outbound.drained() { How::Close } else { How::Reset };
+    Close::begin(reason, client, How::Reset, common, cx)
 }

@@ -4,7 +4,7 @@
 //! waits in the kernel. A server that does not answer costs one more try, on another server.
 
 use crate::backend::proxy_protocol::{self, Header, Tls};
-use crate::io::{Errno, Kind, Operation, Side};
+use crate::io::{Kind, Operation, Side};
 use crate::limits::CONNECT_TRIES_MAX;
 use crate::telemetry::labels::{CloseReason, Span};
 
@@ -50,7 +50,7 @@ impl Route {
     ) -> Stage {
         match event {
             Event::Connected(Ok(())) => self.connected(common, cx),
-            Event::Connected(Err(error)) => self.failed(error, common, cx),
+            Event::Connected(Err(_)) => self.failed(common, cx),
             Event::Received(_, bytes) => match common.open(bytes, cx) {
                 Ok(()) => self.wait(common, cx),
                 Err(_) => Close::client_violation(common, cx),
@@ -60,7 +60,9 @@ impl Route {
             Event::Ended(_) => {
                 Close::begin(CloseReason::ClientTruncated, How::Close, How::Reset, common, cx)
             }
-            Event::Failed(_) => Close::abort(common, CloseReason::ClientReset, cx),
+            Event::ReceiveFailed(_) | Event::SendFailed(_) => {
+                Close::abort(common, CloseReason::ClientReset, cx)
+            }
             Event::Deadline => self.deadline(common, cx),
             Event::Closed(_) => self.connect(common, cx),
             Event::Settled | Event::Sent(_) => {
@@ -111,12 +113,15 @@ impl Route {
 
     fn connected(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         common.story.mark(Span::Connect, cx);
-        self.prepend_proxy_header(common, cx);
+        // Without its header the server would take us for the client: better not at all.
+        if self.prepend_proxy_header(common, cx).is_none() {
+            return Close::abort(common, CloseReason::InternalError, cx);
+        }
         Relay::begin(common, cx)
     }
 
     /// A try has failed: another server, if there is one to try; else the end.
-    fn failed(self, _error: Errno, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    fn failed(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         cx.counters.connect_failures.add(1);
         let servers = common
             .snapshot
@@ -136,7 +141,7 @@ impl Route {
     fn deadline(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         if common.has_in_flight(Kind::Connect) && !self.timed_out {
             self.timed_out = true;
-            // The cancel is answered at once; this only keeps a deadline armed.
+            // The cancel is answered soon; this only keeps a deadline armed.
             common.set_deadline(common.snapshot.timeouts.connect, cx);
             common.cancel(Kind::Connect, Kind::CancelConnect, cx);
             return self.wait(common, cx);
@@ -149,10 +154,11 @@ impl Route {
         backend.is_some_and(|backend| backend.send_proxy_protocol.is_some())
     }
 
-    fn prepend_proxy_header(&self, common: &mut Common, cx: &mut Context<'_>) {
+    /// `None`: a header is due and cannot be made.
+    fn prepend_proxy_header(&self, common: &mut Common, cx: &mut Context<'_>) -> Option<()> {
         let backend = common.snapshot.backends.get(usize::from(self.backend));
         let Some(version) = backend.and_then(|backend| backend.send_proxy_protocol) else {
-            return;
+            return Some(());
         };
         let story = &common.story;
         let header = Header {
@@ -163,8 +169,8 @@ impl Route {
             tls: Some(Tls { version: story.version, suite: story.suite }),
         };
         let mut bytes = [0; proxy_protocol::HEADER_BYTES_MAX];
-        if let Some(len) = proxy_protocol::encode(version, &header, &mut bytes) {
-            common.inbound.prepend(bytes.get(..len).unwrap_or_default(), cx.pool);
-        }
+        let len = proxy_protocol::encode(version, &header, &mut bytes)?;
+        common.inbound.prepend(bytes.get(..len)?, cx.pool);
+        Some(())
     }
 }

@@ -33,7 +33,7 @@ pub struct Story {
     pub backend: Option<u16>,
     /// Index of the connected server within its backend.
     pub server: Option<u16>,
-    /// Plaintext bytes that the server took.
+    /// Plaintext bytes opened for the server.
     pub inbound_bytes: u64,
     /// Plaintext bytes sealed for the client.
     pub outbound_bytes: u64,
@@ -63,11 +63,6 @@ impl Story {
             marked_at: now,
             spans: [0; Span::COUNT],
         }
-    }
-
-    /// When the client was accepted.
-    pub fn accepted_at(&self) -> Time {
-        self.accepted_at
     }
 
     /// Ends the span that began at the last mark.

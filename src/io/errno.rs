@@ -27,8 +27,6 @@ impl Errno {
     pub const NOT_FOUND: Self = Self(2);
     /// Not a connected socket.
     pub const NOT_CONNECTED: Self = Self(107);
-    /// No local port or address left for a new connection.
-    pub const ADDRESS_NOT_AVAILABLE: Self = Self(99);
 
     /// Out of descriptors or kernel memory: a reason to back off, not to fail.
     pub fn is_exhaustion(self) -> bool {

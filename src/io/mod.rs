@@ -52,8 +52,6 @@ pub struct ReceivedAt {
     pub start: u32,
     /// Bytes.
     pub len: u32,
-    /// The kernel still writes behind these bytes into the same buffer.
-    pub buffer_more: bool,
 }
 
 /// Runs operations. One worker owns one `Io`.

@@ -34,6 +34,9 @@ pub enum Operation {
     },
     /// Ask for the address that the client reached.
     LocalAddress,
+    /// Tell the client at once that we have its bytes, instead of waiting for something to send
+    /// along. Without effect where the kernel does not let us.
+    Acknowledge,
     /// Receive into buffers that the `Io` chooses; 0 bytes is the end of the stream. One operation
     /// may bring several completions, of [`crate::limits::RECEIVE_BYTES_MAX`] together at most; it
     /// is in flight until one comes without `more`.

@@ -46,11 +46,13 @@ pub enum Kind {
     CancelAccept,
     /// The control thread has left a command.
     Mailbox,
+    /// Tell the client that we have its bytes.
+    AcknowledgeClient,
     /// Used inside an `Io` only; never seen by a worker.
     Internal,
 }
 
-const KINDS: [Kind; 21] = [
+const KINDS: [Kind; 22] = [
     Kind::Accept,
     Kind::LocalAddress,
     Kind::RecvClient,
@@ -71,6 +73,7 @@ const KINDS: [Kind; 21] = [
     Kind::CancelSendServer,
     Kind::CancelAccept,
     Kind::Mailbox,
+    Kind::AcknowledgeClient,
     Kind::Internal,
 ];
 

@@ -34,8 +34,10 @@ const EAGAIN: Errno = Errno(11);
 const EINVAL: Errno = Errno(22);
 
 static NO_DELAY: libc::c_int = 1;
-const NO_DELAY_BYTES: u32 = 4;
-const _: () = assert!(size_of::<libc::c_int>() == NO_DELAY_BYTES as usize);
+/// `TCP_QUICKACK`: now, but not from now on, which an odd number would mean.
+static ACKNOWLEDGE_ONCE: libc::c_int = 2;
+const OPTION_BYTES: u32 = 4;
+const _: () = assert!(size_of::<libc::c_int>() == OPTION_BYTES as usize);
 /// `AF_UNSPEC`, which is 0.
 static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
 
@@ -58,8 +60,6 @@ struct SlotMemory {
     to_server: Option<Buffer>,
     /// The address being accepted from or connected to.
     address: Option<Box<SocketAddress>>,
-    /// Why making the server's socket failed, until the connect linked to it reports.
-    socket_error: Option<Errno>,
 }
 
 impl SlotMemory {
@@ -157,6 +157,8 @@ impl Ring {
             // The kernel takes no more while completions overflow: take them out of its way.
             let mut answered = std::mem::take(&mut self.answered);
             self.reap(&mut answered);
+            // Reaping may have come here again, by way of the mailbox.
+            answered.append(&mut self.answered);
             self.answered = answered;
         }
     }
@@ -252,7 +254,7 @@ impl Ring {
                 libc::IPPROTO_TCP.cast_unsigned(),
                 libc::TCP_NODELAY.cast_unsigned(),
                 (&raw const NO_DELAY).cast(),
-                NO_DELAY_BYTES,
+                OPTION_BYTES,
             );
             self.push(&no_delay.build().flags(quiet).user_data(step));
         }
@@ -285,6 +287,21 @@ impl Ring {
             let entry = opcode::Shutdown::new(file(token, side), libc::SHUT_WR).build();
             self.push(&entry.user_data(token.pack()));
         }
+    }
+
+    fn acknowledge(&mut self, token: Token) {
+        if !self.features.socket_options {
+            self.answer(token, Ok(0));
+            return;
+        }
+        let acknowledge = opcode::SetSockOpt::new(
+            file(token, Side::Client),
+            libc::IPPROTO_TCP.cast_unsigned(),
+            libc::TCP_QUICKACK.cast_unsigned(),
+            (&raw const ACKNOWLEDGE_ONCE).cast(),
+            OPTION_BYTES,
+        );
+        self.push(&acknowledge.build().user_data(token.pack()));
     }
 
     /// Completes an operation without the kernel.
@@ -337,14 +354,12 @@ impl Ring {
                 }
                 Payload::None
             }
-            Kind::Internal => {
-                if let Err(error) = result
-                    && error != Errno::CANCELED
-                {
-                    self.slot(token).socket_error = Some(error);
-                }
-                return None;
+            // A step before the connect has failed. The kernel then says nothing of the steps
+            // behind it, because this one was to be silent (`IOSQE_CQE_SKIP_SUCCESS`).
+            Kind::Internal if result.is_err() => {
+                return Some(self.connected(Token { kind: Kind::Connect, ..token }, result));
             }
+            Kind::Internal => return None,
             Kind::Mailbox => {
                 self.read_mailbox();
                 Payload::None
@@ -364,9 +379,7 @@ impl Ring {
         };
         self.receive.lend(buffer);
         match result {
-            Ok(len) if len > 0 => {
-                Payload::Received(ReceivedAt { buffer, start: 0, len, buffer_more: false })
-            }
+            Ok(len) if len > 0 => Payload::Received(ReceivedAt { buffer, start: 0, len }),
             _ => {
                 self.receive.recycle(buffer);
                 Payload::None
@@ -393,14 +406,8 @@ impl Ring {
     }
 
     fn connected(&mut self, token: Token, result: Result<u32, Errno>) -> Completion {
-        let slot = self.slot(token);
-        let socket_error = slot.socket_error.take();
-        let address = slot.address.take();
+        let address = self.slot(token).address.take();
         self.spare_addresses.extend(address);
-        let result = match (result, socket_error) {
-            (Err(Errno::CANCELED), Some(error)) => Err(error),
-            (result, _) => result,
-        };
         Completion { token, result, more: false, payload: Payload::None }
     }
 }
@@ -410,6 +417,7 @@ impl Io for Ring {
         match operation {
             Operation::Accept { listener } => self.accept(token, listener),
             Operation::LocalAddress => self.local_address(token),
+            Operation::Acknowledge => self.acknowledge(token),
             Operation::Send { side, buffer } => self.send(token, side, buffer),
             Operation::Connect { address } => self.connect(token, &address),
             Operation::Recv { side } => self.recv(token, side),
@@ -505,4 +513,26 @@ fn probe(ring: &IoUring) -> std::io::Result<Features> {
         socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),
         bounded_receive: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connect_whose_socket_cannot_be_made_completes() {
+        let wake = Arc::new(EventFd::new().unwrap());
+        let mut ring = Ring::new(1, Vec::new(), wake).unwrap();
+        // A slot beyond the kernel's table: making the socket fails, as it does with ENFILE.
+        ring.slots.resize_with(8, SlotMemory::default);
+        let token = Token::new(5, 1, Kind::Connect);
+        let address = Address::Inet("127.0.0.1:9".parse().unwrap());
+        ring.submit(token, Operation::Connect { address });
+        let mut completions = Vec::new();
+        let until = ring.now() + std::time::Duration::from_secs(1);
+        ring.wait(Some(until), &mut completions);
+        let [completion] = completions.as_slice() else { panic!("{completions:?}") };
+        assert_eq!(completion.token, token);
+        assert!(completion.result.is_err(), "{completion:?}");
+    }
 }

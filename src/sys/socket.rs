@@ -5,6 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use crate::limits::NOT_SENT_BYTES;
+
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, getsockname,
     setsockopt, socket, sockopt,
@@ -35,6 +37,7 @@ pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
     setsockopt(&listener, sockopt::ReusePort, &true)?;
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
     setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
+    bound_unsent(&listener)?;
     if address.is_ipv6() {
         setsockopt(&listener, sockopt::Ipv6V6Only, &true)?;
     }
@@ -45,6 +48,25 @@ pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
     let result = unsafe { libc::listen(listener.as_raw_fd(), backlog) };
     nix::errno::Errno::result(result)?;
     Ok(listener)
+}
+
+/// Bounds what the sockets accepted here hold unsent, which they inherit: a client that does not
+/// read then costs the kernel that much, and we see progress in steps of that size (tcp(7),
+/// `TCP_NOTSENT_LOWAT`).
+fn bound_unsent(listener: &OwnedFd) -> io::Result<()> {
+    static BYTES: u32 = NOT_SENT_BYTES;
+    // SAFETY: the option's value is a static of the length given, and only read.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            (&raw const BYTES).cast(),
+            4,
+        )
+    };
+    nix::errno::Errno::result(result)?;
+    Ok(())
 }
 
 /// The address that the peer of a connected socket reached.

@@ -75,9 +75,9 @@ pub struct Counters {
     pub groups: ByLabel<{ Group::COUNT }>,
     /// Connections by why they ended.
     pub closed: ByLabel<{ CloseReason::COUNT }>,
-    /// Plaintext bytes from clients that servers took.
+    /// Plaintext bytes from clients, opened for servers.
     pub inbound_bytes: Counter,
-    /// Plaintext bytes from servers that went to clients.
+    /// Plaintext bytes from servers, sealed for clients.
     pub outbound_bytes: Counter,
     /// Connects that failed and were tried again on another server.
     pub connect_retries: Counter,

@@ -32,9 +32,9 @@ pub struct Record {
     pub server: Option<u16>,
     /// Why it ended.
     pub reason: CloseReason,
-    /// Plaintext bytes from the client that the server took.
+    /// Plaintext bytes from the client, opened for the server.
     pub inbound_bytes: u64,
-    /// Plaintext bytes from the server that went to the client.
+    /// Plaintext bytes from the server, sealed for the client.
     pub outbound_bytes: u64,
     /// Nanoseconds from accept to the complete `ClientHello`.
     pub client_hello_nanos: u64,

@@ -14,8 +14,11 @@ use rustls::{CipherSuite, NamedGroup, ProtocolVersion, ServerConfig};
 use super::failure::Failure;
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
-use crate::limits::{RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX};
-use crate::telemetry::labels::{Group, Suite, Version};
+use crate::limits::{
+    PARTIAL_BYTES_MAX, PARTIAL_HANDSHAKE_BYTES_MAX, RECORD_OVERHEAD_BYTES_MAX,
+    RECORD_PAYLOAD_BYTES_MAX,
+};
+use crate::telemetry::labels::{Group, HandshakeOutcome, Suite, Version};
 
 /// The server's end of one TLS session.
 pub struct Session {
@@ -49,8 +52,8 @@ impl Session {
     /// Takes ciphertext in; plaintext and answers go to `sinks`.
     ///
     /// # Limits
-    /// Keeps at most one incomplete handshake message (64 KiB, rustls's bound) or record between
-    /// calls.
+    /// Keeps at most [`PARTIAL_BYTES_MAX`] of an incomplete record between calls, and during the
+    /// handshake [`PARTIAL_HANDSHAKE_BYTES_MAX`] of an incomplete message.
     ///
     /// # Errors
     /// What ended the session. The alert that says so to the client is in `sinks.records` already.
@@ -60,19 +63,27 @@ impl Session {
         }
         if self.partial.is_empty() {
             let used = self.process(bytes, sinks)?;
-            let rest = bytes.get(used..).unwrap_or_default();
-            if !rest.is_empty() && !self.client_closed {
-                self.partial.extend_from_slice(rest);
-            }
+            self.keep(bytes.get(used..).unwrap_or_default())
         } else {
             let mut partial = std::mem::take(&mut self.partial);
             partial.extend_from_slice(bytes);
             let used = self.process(&mut partial, sinks)?;
-            if used < partial.len() && !self.client_closed {
-                partial.drain(..used);
-                self.partial = partial;
-            }
+            self.keep(partial.get(used..).unwrap_or_default())
         }
+    }
+
+    /// Keeps what is incomplete, in memory of its size. rustls bounds a message by its payload; on
+    /// the wire, cut into small padded records, it could be ten thousand times as long.
+    fn keep(&mut self, rest: &[u8]) -> Result<(), Failure> {
+        if self.client_closed {
+            return Ok(());
+        }
+        let most =
+            if self.is_established() { PARTIAL_BYTES_MAX } else { PARTIAL_HANDSHAKE_BYTES_MAX };
+        if rest.len() > most {
+            return Err(Failure::Handshake(HandshakeOutcome::BadRecord));
+        }
+        self.partial = rest.to_vec();
         Ok(())
     }
 
@@ -282,5 +293,43 @@ fn encode(sinks: &mut Sinks<'_>, mut encode: impl FnMut(&mut [u8]) -> Result<usi
     };
     if attempt(1, &mut required) == 0 && required > 0 {
         attempt(required, &mut required);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::server::ResolvesServerCertUsingSni;
+
+    fn session() -> Session {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+        Session::new(Arc::new(config)).unwrap()
+    }
+
+    /// A handshake message in records of one byte each: ten thousand times its payload on the wire.
+    #[test]
+    fn an_incomplete_message_is_bounded_by_its_bytes_on_the_wire() {
+        let mut session = session();
+        let (mut plaintext, mut records) = (Queue::default(), Queue::default());
+        let mut pool = Pool::default();
+        // The header of a ClientHello of 60,000 bytes, then its body.
+        let message = [1, 0, 0xea, 0x60].into_iter().chain(std::iter::repeat(0));
+        let mut result = Ok(());
+        for byte in message.take(60_000) {
+            let mut record = [22, 3, 1, 0, 1, byte];
+            let mut sinks =
+                Sinks { plaintext: &mut plaintext, records: &mut records, pool: &mut pool };
+            result = session.receive(&mut record, &mut sinks);
+            assert!(session.partial_bytes() <= PARTIAL_HANDSHAKE_BYTES_MAX);
+            if result.is_err() {
+                break;
+            }
+        }
+        assert_eq!(result, Err(Failure::Handshake(HandshakeOutcome::BadRecord)));
     }
 }

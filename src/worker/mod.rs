@@ -91,10 +91,10 @@ pub struct Worker<I: Io> {
     // Kept between turns so that a turn allocates nothing.
     completions: Vec<Completion>,
     operations: Vec<(Kind, Operation)>,
-    /// Receives wanted this turn. They are submitted behind everything else: while the sends of a
-    /// turn are worked off, answers to them arrive, and a receive that finds its bytes waiting
-    /// costs neither a poll nor a wake-up.
-    receives: Vec<(Token, Operation)>,
+    /// Receives and cancels wanted this turn, in order. They are submitted behind everything else:
+    /// while the sends of a turn are worked off, answers to them arrive, and a receive that finds
+    /// its bytes waiting costs neither a poll nor a wake-up. A cancel must not overtake its target.
+    last: Vec<(Token, Operation)>,
     expired: Vec<(u32, u32)>,
 }
 
@@ -120,7 +120,7 @@ impl<I: Io> Worker<I> {
             drain_until: None,
             completions: Vec::new(),
             operations: Vec::new(),
-            receives: Vec::new(),
+            last: Vec::new(),
             expired: Vec::new(),
         }
     }
@@ -141,8 +141,8 @@ impl<I: Io> Worker<I> {
         self.completions = completions;
         self.fire_timers();
         self.finish_drain();
-        for (token, receive) in self.receives.drain(..) {
-            self.io.submit(token, receive);
+        for (token, operation) in self.last.drain(..) {
+            self.io.submit(token, operation);
         }
 
         let busy = self.io.now().since(self.now);
@@ -247,8 +247,8 @@ impl<I: Io> Worker<I> {
     fn submit_operations(&mut self, slot: u32, generation: u32) {
         for (kind, operation) in self.operations.drain(..) {
             let token = Token::new(slot, generation, kind);
-            if let Operation::Recv { .. } = operation {
-                self.receives.push((token, operation));
+            if let Operation::Recv { .. } | Operation::Cancel { .. } = operation {
+                self.last.push((token, operation));
             } else {
                 self.io.submit(token, operation);
             }

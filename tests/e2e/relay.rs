@@ -210,3 +210,21 @@ fn the_client_may_send_before_the_server_is_connected() {
     }
     server.wait_closed("finished", 50);
 }
+
+/// Nagle's algorithm holds a client's first request back until its Finished is acknowledged; left to
+/// itself the kernel takes 40 ms for that.
+#[test]
+fn a_client_without_nodelay_does_not_wait_for_a_delayed_acknowledgement() {
+    const CLIENTS: u32 = 50;
+    let server = Server::before(Backend::echo().address);
+    let config = Arc::new(client::config());
+    let began = std::time::Instant::now();
+    for _ in 0..CLIENTS {
+        let tcp = client::tcp(server.address).unwrap();
+        tcp.set_nodelay(false).unwrap();
+        let mut tls = client::handshake(&config, tcp, NAME).unwrap();
+        client::echo(&mut tls, b"at once");
+    }
+    let took = began.elapsed();
+    assert!(took < CLIENTS * std::time::Duration::from_millis(30), "{took:?}");
+}

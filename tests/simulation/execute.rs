@@ -20,6 +20,7 @@ pub(crate) fn kinds_on(side: Side) -> &'static [Kind] {
         Side::Client => &[
             Kind::Accept,
             Kind::LocalAddress,
+            Kind::AcknowledgeClient,
             Kind::RecvClient,
             Kind::SendClient,
             Kind::ShutdownClient,
@@ -49,6 +50,7 @@ fn kind_of(operation: &Operation) -> Kind {
     match operation {
         Operation::Accept { .. } => Kind::Accept,
         Operation::LocalAddress => Kind::LocalAddress,
+        Operation::Acknowledge => Kind::AcknowledgeClient,
         Operation::Recv { side: Client } => Kind::RecvClient,
         Operation::Recv { side: Server } => Kind::RecvServer,
         Operation::Send { side: Client, .. } => Kind::SendClient,
@@ -100,6 +102,7 @@ impl SimIo {
                 assert!(!buffer.is_empty(), "{token:?}: a send of nothing");
             }
             Operation::LocalAddress
+            | Operation::Acknowledge
             | Operation::Recv { .. }
             | Operation::Shutdown { .. }
             | Operation::Reset { .. }
@@ -125,6 +128,7 @@ impl SimIo {
             return;
         };
         let token = held.token;
+        held.tried = true;
         let Some(operation) = held.operation.take() else {
             return;
         };
@@ -134,6 +138,10 @@ impl SimIo {
                 let talk = self.world.talk(self.link_of(token, Side::Client));
                 let local = listener_address(self.world.talks[talk].listener);
                 self.complete(key, Ok(0), Payload::Peer(local));
+                None
+            }
+            Operation::Acknowledge => {
+                self.complete(key, Ok(0), Payload::None);
                 None
             }
             Operation::Recv { side } => self.recv(key, token, side),
@@ -161,8 +169,15 @@ impl SimIo {
                 None
             }
             Operation::Cancel { target } => {
-                self.schedule_cancel(key);
-                Some(Operation::Cancel { target })
+                let named = Token::new(token.slot, token.generation, target).pack();
+                if self.in_flight.get(&named).is_some_and(|held| held.tried) {
+                    self.schedule_cancel(key);
+                    Some(Operation::Cancel { target })
+                } else {
+                    // It overtook its target, or came after its end.
+                    self.complete(key, Err(Errno::NOT_FOUND), Payload::None);
+                    None
+                }
             }
         };
         // Still in flight and not ended: put it back.

@@ -33,7 +33,7 @@ impl ReceiveBuffers {
         self.memory[usize::from(buffer)][start..start + bytes.len()].copy_from_slice(bytes);
         let (start, len) = (u32::try_from(start).unwrap(), u32::try_from(bytes.len()).unwrap());
         self.lent.insert(buffer, (start, len));
-        ReceivedAt { buffer, start, len, buffer_more: false }
+        ReceivedAt { buffer, start, len }
     }
 
     fn assert_lent(&self, at: &ReceivedAt) {

@@ -35,6 +35,8 @@ pub(crate) struct InFlight {
     pub(crate) operation: Option<Operation>,
     /// A receive: bytes it has delivered so far.
     pub(crate) received: usize,
+    /// The kernel has got to it: a cancel finds it from now on.
+    pub(crate) tried: bool,
 }
 
 /// One of a slot's two sockets.
@@ -262,7 +264,8 @@ impl Io for SimIo {
         let key = token.pack();
         assert_eq!(Token::unpack(key), Some(token), "packs both ways");
         let operation = Some(operation);
-        let former = self.in_flight.insert(key, InFlight { token, operation, received: 0 });
+        let former =
+            self.in_flight.insert(key, InFlight { token, operation, received: 0, tried: false });
         assert!(former.is_none(), "{token:?} is in flight already");
         self.queued.push(key);
     }
