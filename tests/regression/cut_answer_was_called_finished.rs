@@ -103,7 +103,7 @@ fn an_answer_cut_by_the_client_is_not_finished() {
         let (tls, mut origin) = open();
         answer(&server, &mut origin, most.saturating_sub(attempt * PIECE / 2));
         let whole = passed_on(&server) + bytes(LAST);
-        origin.write_all(&[b'z'; LAST]).unwrap();
+        origin.write_all(&vec![b'z'; LAST]).unwrap();
         origin.shutdown(Shutdown::Write).unwrap();
         takes(&server, whole);
         if server.metrics().get("portcullis_connections{state=\"relay\"}") == 1.0 {

@@ -1,7 +1,6 @@
 //! Bugs that must not come back, one module each, against the real binary.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "a test fails by panicking, and its helpers stand outside #[test] functions"

@@ -23,8 +23,8 @@ use crate::{keep_little, read_slowly};
 const ANSWER_BYTES: u64 = 2_000_000;
 const BYTES_A_SECOND: u64 = 800_000;
 
-/// Whether the peer's kernel has acknowledged everything, our end included: proc(5), `/proc/net/tcp`,
-/// in the state `FIN_WAIT2`.
+/// Whether the peer's kernel has acknowledged everything, our end included: the state `FIN_WAIT2`
+/// in `/proc/net/tcp` (proc(5)).
 fn all_is_acknowledged(stream: &TcpStream) -> bool {
     let hex = |address: SocketAddr| {
         let SocketAddr::V4(address) = address else { panic!("{address} is not IPv4") };
