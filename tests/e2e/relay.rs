@@ -211,8 +211,8 @@ fn the_client_may_send_before_the_server_is_connected() {
     server.wait_closed("finished", 50);
 }
 
-/// Nagle's algorithm holds a client's first request back until its Finished is acknowledged; left to
-/// itself the kernel takes 40 ms for that.
+/// Nagle's algorithm holds a client's first request back until its Finished is acknowledged; left
+/// to itself the kernel takes 40 ms for that.
 #[test]
 fn a_client_without_nodelay_does_not_wait_for_a_delayed_acknowledgement() {
     const CLIENTS: u32 = 50;
