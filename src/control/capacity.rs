@@ -158,15 +158,23 @@ pub fn connections_per_worker(limits: &config::Limits, shape: Shape) -> Result<u
 /// # Errors
 /// getrlimit(2)'s and setrlimit(2)'s.
 pub fn grants() -> Result<Grants, CapacityError> {
+    Ok(Grants {
+        nofile: raise_descriptor_limit()?,
+        nr_open: sysctl("fs/nr_open").unwrap_or(1_048_576),
+        file_max: sysctl("fs/file-max").unwrap_or(u64::MAX),
+    })
+}
+
+/// Raises the soft limit of open files to the hard one, which costs nothing; returns it.
+///
+/// # Errors
+/// getrlimit(2)'s and setrlimit(2)'s.
+pub fn raise_descriptor_limit() -> nix::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
-    Ok(Grants {
-        nofile: hard,
-        nr_open: sysctl("fs/nr_open").unwrap_or(1_048_576),
-        file_max: sysctl("fs/file-max").unwrap_or(u64::MAX),
-    })
+    Ok(hard)
 }
 
 /// A sysctl's first number; `None` where /proc does not show it.

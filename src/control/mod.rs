@@ -29,7 +29,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -124,7 +123,10 @@ pub fn plan(config: Config) -> Result<Plan, Failure> {
     hide_memory();
     let terms =
         certificates::load(&config).map_err(|problems| Failure::certificates(&problems))?.terms;
-    let open_files = raise_descriptor_limit()?;
+    let open_files = capacity::raise_descriptor_limit().map_err(|errno| Failure::Os {
+        what: "raise the limit of open files to its hard limit",
+        source: errno.into(),
+    })?;
     let cpus =
         topology::workers(&config.workers).map_err(|problem| Failure::configuration(&problem))?;
     let shape = capacity::Shape::new(&config, cpus.len());
@@ -313,16 +315,6 @@ fn hide_memory() {
     if let Err(errno) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!("core dumps cannot be forbidden and may hold private keys: {errno}");
     }
-}
-
-/// Raises the soft limit of open files to the hard one, which costs nothing; returns it.
-fn raise_descriptor_limit() -> Result<u64, Failure> {
-    let failure = |what| move |errno: nix::errno::Errno| Failure::Os { what, source: errno.into() };
-    let (_soft, hard) =
-        getrlimit(Resource::RLIMIT_NOFILE).map_err(failure("read the limit of open files"))?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-        .map_err(failure("raise the limit of open files to its hard limit"))?;
-    Ok(hard)
 }
 
 fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) {

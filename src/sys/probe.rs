@@ -429,21 +429,11 @@ fn tcp_socket() -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
 }
 
-/// Tries a receive with a limit on a descriptor that is not there: a kernel that knows limits says
-/// so, one that does not refuses the limit.
 fn bounded_receive(ring: &mut IoUring) -> Result<Feature, ProbeError> {
-    let other = |source| ProbeError::Other { step: "a bounded receive", source };
-    // SAFETY: the entry points to no memory.
-    let pushed = unsafe { ring.submission().push(&receive::bounded(types::Fixed(0), 1)) };
-    pushed.map_err(|_| other(io::ErrorKind::OutOfMemory.into()))?;
-    ring.submit_and_wait(1).map_err(other)?;
-    let result = ring.completion().next().map(|completion| completion.result());
-    Ok(wanted(
-        "IORING_OP_RECV, multishot with a limit",
-        "one receive for many messages",
-        "6.17",
-        result == Some(-libc::EBADF),
-    ))
+    let available = receive::is_bounded(ring)
+        .map_err(|source| ProbeError::Other { step: "a bounded receive", source })?;
+    let name = "IORING_OP_RECV, multishot with a limit";
+    Ok(wanted(name, "one receive for many messages", "6.17", available))
 }
 
 fn kernel_release() -> String {

@@ -45,6 +45,20 @@ pub(super) fn bounded(file: Fixed, each: u32) -> squeue::Entry {
     entry
 }
 
+/// Tries a bounded receive on a descriptor that is not there: a kernel that knows bounds says so,
+/// one that does not refuses the bound. Nothing else may be in flight.
+///
+/// # Errors
+/// `io_uring_enter(2)`'s.
+pub(super) fn is_bounded(ring: &mut IoUring) -> std::io::Result<bool> {
+    // SAFETY: the entry points to no memory.
+    let pushed = unsafe { ring.submission().push(&bounded(Fixed(0), 1)) };
+    pushed.map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+    ring.submit_and_wait(1)?;
+    let answer = ring.completion().next();
+    Ok(answer.is_some_and(|entry| entry.result() == -libc::EBADF))
+}
+
 const _: () = assert!(size_of::<squeue::Entry>() == 64 && align_of::<squeue::Entry>() >= 4);
 
 /// Buffers and the ring by which they travel to the kernel.

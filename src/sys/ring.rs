@@ -101,7 +101,7 @@ impl Ring {
         listeners: Vec<OwnedFd>,
         wake: Arc<EventFd>,
     ) -> Result<Self, (&'static str, std::io::Error)> {
-        let ring: IoUring = IoUring::builder()
+        let mut ring: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_submit_all()
@@ -113,7 +113,7 @@ impl Ring {
             .map_err(|error| ("registering the table of direct descriptors", error))?;
         let receive = ReceiveBuffers::register(&ring)
             .map_err(|error| ("registering the receive buffers", error))?;
-        let features = probe(&ring).map_err(|error| ("probing the ring", error))?;
+        let features = probe(&mut ring).map_err(|error| ("probing the ring", error))?;
         let enter = RingFd::register(ring.as_raw_fd());
         let mut slot_memory = Vec::new();
         slot_memory.resize_with(slots as usize, SlotMemory::default);
@@ -130,19 +130,8 @@ impl Ring {
             answered: Vec::new(),
             started: Instant::now(),
         };
-        this.features.bounded_receive = this.has_bounded_receive();
         this.read_mailbox();
         Ok(this)
-    }
-
-    /// Tries a bounded receive on a descriptor that is not there: a kernel that knows bounds says
-    /// so, one that does not refuses the bound.
-    fn has_bounded_receive(&mut self) -> bool {
-        let entry = receive::bounded(Fixed(0), 1);
-        self.push(&entry.user_data(0));
-        self.submit_queued(1, None);
-        let answer = self.uring.completion().next();
-        answer.is_some_and(|entry| entry.result() == -libc::EBADF)
     }
 
     /// Makes room for a chain of `entries`, submitting what is queued if there is none.
@@ -503,7 +492,7 @@ fn installed(descriptor: u32) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-fn probe(ring: &IoUring) -> std::io::Result<Features> {
+fn probe(ring: &mut IoUring) -> std::io::Result<Features> {
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     Ok(Features {
@@ -511,7 +500,7 @@ fn probe(ring: &IoUring) -> std::io::Result<Features> {
         // No opcode tells (it is a command of IORING_OP_URING_CMD); FIXED_FD_INSTALL came one
         // release later.
         socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),
-        bounded_receive: false,
+        bounded_receive: receive::is_bounded(ring)?,
     })
 }
 
