@@ -73,6 +73,24 @@ pub const CONNECTIONS_PER_WORKER_MAX: u32 = 1_048_576 / 2;
 /// Workers, at most.
 pub const WORKERS_MAX: usize = 1024;
 
+/// Bytes of a ticket. One with a chain of client certificates fits; a longer one would not fit into
+/// a `ClientHello` of the default `limits.client_hello_bytes` either.
+pub const TICKET_BYTES_MAX: usize = 12 * 1024;
+
+/// Tickets and session IDs of one client that are looked at; clients offer one, and several after
+/// having talked to several servers of one name.
+pub const PSK_IDENTITIES_MAX: u8 = 4;
+
+/// Sessions of one cache, at most.
+pub const SESSIONS_MAX: u32 = 100_000_000;
+
+/// Without a jump of the clock for this long, or a quarter of an epoch if that is shorter, the secrets
+/// of epochs that are over are forgotten.
+pub const CLOCK_SETTLED: Duration = Duration::from_secs(300);
+
+/// By how much the clock and its steady sister may differ between two looks, a second apart.
+pub const CLOCK_JUMP: Duration = Duration::from_secs(5);
+
 /// Bytes of a server name (RFC 1035 section 2.3.4).
 pub const SERVER_NAME_BYTES_MAX: usize = 255;
 

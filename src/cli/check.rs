@@ -3,15 +3,22 @@
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::config::{Backend, Config, ConfigError, ProxyVersion, Server, ServerAddress};
+use nix::unistd::AccessFlags;
+
+use crate::config::{
+    Backend, Config, ConfigError, ProxyVersion, Resumption, ResumptionMode, Server, ServerAddress,
+    show_duration,
+};
 use crate::control::capacity::{
     self, CapacityError, DESCRIPTORS_RESERVED, RING_DESCRIPTORS_MAX, Shape,
 };
 use crate::control::certificates::{self, CertificateProblem, Description, Fault};
-use crate::control::{exit, resolve, topology};
+use crate::control::rotation::Rotation;
+use crate::control::{exit, resolve, topology, unix_time};
 use crate::sys::probe::{self, Memory, ProbeError};
+use crate::telemetry::calendar::rfc3339_utc;
 use crate::tls::provider::{Cpu, suite_order};
 
 /// Days before a certificate's expiry from which on `check` warns: two weeks are what is left when
@@ -121,6 +128,7 @@ pub(super) fn report(config_path: &Path, now: SystemTime) -> Report {
         }
     }
     tls_section(&mut report, &config);
+    resumption_section(&mut report, &config.resumption, now);
     kernel(&mut report);
     worker_section(&mut report, &config);
     if report.problems.is_empty() {
@@ -259,23 +267,12 @@ fn certificate_section(
     }
 }
 
-/// A Unix time's day, in UTC.
+/// A Unix time's day, in UTC. Certificates that ended before 1970 were refused.
 fn date(seconds: i64) -> String {
-    // Days since 0000-03-01 to year, month and day in the proleptic Gregorian calendar: years begin
-    // in March, so that the leap day is the last; 146,097 days are 400 years.
-    let days = seconds.div_euclid(86_400) + 719_468;
-    let era = days.div_euclid(146_097);
-    let day_of_era = days.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (year, month) = match month {
-        0..=9 => (year_of_era + era * 400, month + 3),
-        _ => (year_of_era + era * 400 + 1, month - 9),
-    };
-    format!("{year:04}-{month:02}-{day:02}")
+    let since = Duration::from_secs(seconds.try_into().unwrap_or_default());
+    let mut time = rfc3339_utc(UNIX_EPOCH + since);
+    time.truncate(time.find('T').unwrap_or(time.len()));
+    time
 }
 
 fn tls_section(report: &mut Report, config: &Config) {
@@ -290,6 +287,78 @@ fn tls_section(report: &mut Report, config: &Config) {
     report.line(&format!(
         "groups: {groups} (among those that the client offers too, the client's order decides)"
     ));
+}
+
+fn resumption_section(report: &mut Report, section: &Resumption, now: SystemTime) {
+    report.heading("Resumption");
+    let (lifetime, epoch) = (show_duration(section.lifetime), show_duration(section.epoch));
+    match section.mode {
+        ResumptionMode::Off => return report.line("off: every handshake is a full one"),
+        ResumptionMode::Cache => report.line(
+            "cache: no tickets; sessions are kept here, those of TLS 1.3 for one use, and end with \
+             this process",
+        ),
+        ResumptionMode::Tickets => {
+            report.line(&format!(
+                "tickets: kept by clients, {} for each full handshake of TLS 1.3; the sessions of \
+                 TLS 1.2 clients that take none are kept here",
+                section.tickets_per_handshake
+            ));
+            ticket_keys(report, section, now);
+        }
+    }
+    report.line(&format!(
+        "a session resumes for {lifetime} after the full handshake that began it, at the listener, \
+         for the server name and under the client-authentication policy that it began with; no early \
+         data"
+    ));
+    report.line(&format!(
+        "kept here at most: {} sessions per worker and {} for all, in {} MiB each",
+        section.sessions_per_worker,
+        section.sessions,
+        section.session_bytes >> 20
+    ));
+    if section.mode == ResumptionMode::Tickets && section.lifetime > 2 * section.epoch {
+        report.warn(&format!(
+            "tickets are accepted for one to two epochs of {epoch}, which ends a session before its \
+             lifetime of {lifetime}; raise resumption.epoch or lower resumption.lifetime"
+        ));
+    }
+}
+
+fn ticket_keys(report: &mut Report, section: &Resumption, now: SystemTime) {
+    let rotation = match Rotation::start(section, unix_time(now), Instant::now()) {
+        Ok(rotation) => rotation,
+        Err(error) => {
+            let code = if error.is_permission() { exit::PERMISSION } else { exit::CONFIG };
+            return report.problem(code, &error.to_string());
+        }
+    };
+    match &section.secret_file {
+        Some((path, _)) => {
+            report.line(&format!("ticket keys from {}: {}", path.display(), rotation.describe()));
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            if nix::unistd::access(directory, AccessFlags::W_OK).is_err() {
+                report.warn(&format!(
+                    "{} may not be written by this user: ticket keys change all the same, but the \
+                     file is not moved forward, and whoever gets it can open the tickets of past \
+                     epochs too",
+                    directory.display()
+                ));
+            }
+        }
+        None => report.line(&format!(
+            "ticket keys from a random secret of each process, changed every {}: sessions end with \
+             the process, and machines behind one name do not share them (see `portcullis secret`)",
+            show_duration(section.epoch)
+        )),
+    }
+    if rotation.is_early(unix_time(now)) {
+        report.warn(
+            "the clock is before the first epoch of resumption.secret_file: it is wrong here, or was \
+             where the file was made",
+        );
+    }
 }
 
 /// What the kernel must have. `sys::probe` adds the ring's features here.

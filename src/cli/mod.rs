@@ -3,14 +3,17 @@
 mod check;
 mod demo;
 mod run;
+mod secret;
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::epoch;
 use crate::control::Ended;
 use crate::control::exit;
 use crate::control::failure::Failure;
@@ -37,6 +40,15 @@ enum Action {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Make the secret by which the machines of a fleet accept each other's session tickets
+    Secret {
+        /// How long one ticket key seals; the same as resumption.epoch
+        #[arg(long, value_name = "DURATION", default_value = "12h", value_parser = epoch)]
+        epoch: Duration,
+        /// File to make; an existing one is not touched
+        #[arg(value_name = "FILE")]
+        path: PathBuf,
+    },
     /// Check a configuration file, its certificates and this machine; binds no port
     Check {
         /// Configuration file
@@ -62,6 +74,7 @@ pub fn main() -> ExitCode {
     let ended = match arguments.command {
         Action::Demo { listen } => demo::demo(listen),
         Action::Run { config } => run::run(&config),
+        Action::Secret { epoch, path } => secret::run(&path, epoch).map(|()| Ended::Drained),
         Action::Check { config } => return check::run(&config),
     };
     match ended {

@@ -13,6 +13,28 @@ pub const BACKLOG_CONNECTIONS: u32 = 4096;
 /// cost a round trip (RFC 8446 section 4.1.4).
 pub const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
 
+/// `resumption.epoch`. A stolen ticket key opens what one to two epochs sealed; half a day keeps that
+/// small and lets clients resume on the next day.
+pub const EPOCH: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// `resumption.lifetime`. A client that returns once a day proves nothing anew for a day; longer
+/// would also need a longer `epoch`.
+pub const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// `resumption.tickets_per_handshake`. A TLS 1.3 ticket should be used once (RFC 8446 appendix
+/// C.4), and clients open two connections at a time.
+pub const TICKETS_PER_HANDSHAKE: u8 = 2;
+
+/// `resumption.sessions_per_worker`. Those that return within minutes, in about 2 MB.
+pub const SESSIONS_PER_WORKER: u32 = 8192;
+
+/// `resumption.sessions`. Few clients are left that take no tickets; with `mode = "cache"` raise it
+/// to the number of clients of one `lifetime`.
+pub const SESSIONS: u32 = 65_536;
+
+/// `resumption.session_bytes`. Twice what [`SESSIONS`] take that hold no client certificates.
+pub const SESSION_BYTES: usize = 32 << 20;
+
 /// `limits.client_hello_bytes`. A `ClientHello` with a post-quantum key share, a ticket and
 /// Encrypted Client Hello has 2 to 3 KB; 16 KiB is one full record.
 pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;

@@ -26,6 +26,8 @@ pub struct Config {
     pub backends: Vec<Backend>,
     /// `[tls]`
     pub tls: Tls,
+    /// `[resumption]`
+    pub resumption: Resumption,
     /// `[limits]`
     pub limits: Limits,
     /// `[timeouts]`
@@ -38,7 +40,9 @@ pub struct Config {
     pub log: Log,
 }
 
+pub use quantity::show_duration;
 pub use raw::Problem;
+pub use validate::epoch;
 
 /// `tls.cipher_suites`: the accepted names, as IANA registers them.
 pub const CIPHER_SUITES: [&str; 9] = [
@@ -248,6 +252,55 @@ pub enum TlsVersion {
     Tls12,
     /// RFC 8446.
     Tls13,
+}
+
+/// `[resumption]`: how returning clients continue their sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resumption {
+    /// `mode`.
+    pub mode: ResumptionMode,
+    /// `secret_file`, and where it stands; `None`: a random secret for this process alone.
+    pub secret_file: Option<(PathBuf, Position)>,
+    /// `epoch`: how long one ticket key seals, in whole seconds.
+    pub epoch: Duration,
+    /// `lifetime`: from the full handshake that began a session to the last time it is resumed, in
+    /// whole seconds.
+    pub lifetime: Duration,
+    /// `tickets_per_handshake`: for a TLS 1.3 client after a full handshake.
+    pub tickets_per_handshake: u8,
+    /// `sessions_per_worker`: sessions in a worker's own cache.
+    pub sessions_per_worker: u32,
+    /// `sessions`: sessions in the cache of all workers.
+    pub sessions: u32,
+    /// `session_bytes`: bytes that these may take.
+    pub session_bytes: usize,
+}
+
+impl Default for Resumption {
+    fn default() -> Self {
+        Self {
+            mode: ResumptionMode::Tickets,
+            secret_file: None,
+            epoch: defaults::EPOCH,
+            lifetime: defaults::LIFETIME,
+            tickets_per_handshake: defaults::TICKETS_PER_HANDSHAKE,
+            sessions_per_worker: defaults::SESSIONS_PER_WORKER,
+            sessions: defaults::SESSIONS,
+            session_bytes: defaults::SESSION_BYTES,
+        }
+    }
+}
+
+/// `resumption.mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResumptionMode {
+    /// `"tickets"`: clients keep their sessions, sealed; those of TLS 1.2 clients that take no
+    /// tickets are kept here.
+    Tickets,
+    /// `"cache"`: all sessions are kept here; one of TLS 1.3 resumes once.
+    Cache,
+    /// `"off"`: every handshake is a full one.
+    Off,
 }
 
 /// `[limits]`.

@@ -41,7 +41,7 @@ fn split(text: &str) -> Option<(u64, &str)> {
 }
 
 /// A duration in the largest unit that shows it whole.
-pub(super) fn show_duration(duration: Duration) -> String {
+pub fn show_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     for (unit_ms, unit) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")] {
         if ms > 0 && ms.is_multiple_of(unit_ms) {

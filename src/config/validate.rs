@@ -2,6 +2,7 @@
 
 mod backends;
 mod listeners;
+mod resumption;
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -19,6 +20,8 @@ use crate::limits;
 
 /// CPU numbers go up to here: the kernel's largest `NR_CPUS`.
 const CPU_HIGHEST: usize = 8191;
+
+pub use resumption::epoch;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -55,6 +58,7 @@ fn sections<'d>(reader: &mut Reader<'d>, document: &'d toml::de::DeTable<'d>) ->
         listeners::listeners(reader, tables, backends.as_deref(), &mut binds)
     });
     let tls = tls(reader, &mut root);
+    let resumption = resumption::resumption(reader, &mut root);
     let limits = limits(reader, &mut root);
     let timeouts = timeouts(reader, &mut root);
     let admin = admin(reader, &mut root, &mut binds);
@@ -69,6 +73,7 @@ fn sections<'d>(reader: &mut Reader<'d>, document: &'d toml::de::DeTable<'d>) ->
         listeners: listeners?,
         backends: backends?.into_iter().flatten().collect(),
         tls,
+        resumption,
         limits,
         timeouts,
         admin,
@@ -318,21 +323,28 @@ fn limits<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Limits {
     let mut table = root.table(reader, "limits");
     let range = 1..=limits::CONNECTIONS_PER_WORKER_MAX;
     let connections = auto_or_integer(reader, &mut table, "connections_per_worker", &range);
-    let mut client_hello_bytes = defaults::CLIENT_HELLO_BYTES;
-    let expected = "a size from \"2KiB\" to \"64KiB\"";
-    if let Some(item) = table.string(reader, "client_hello_bytes", expected) {
-        let size = quantity::size(&item.value).and_then(|size| {
-            let size = Some(size).filter(|size| CLIENT_HELLO_BYTES.contains(size));
-            size.and_then(|size| usize::try_from(size).ok())
-                .ok_or("expected \"2KiB\" (a post-quantum hello fits) to \"64KiB\"")
-        });
-        match size {
-            Ok(size) => client_hello_bytes = size,
-            Err(why) => reader.refuse(&item.at, quoted(&item.value), why),
-        }
-    }
+    let accepted = "\"2KiB\" (a post-quantum hello fits) to \"64KiB\"";
+    let client_hello_bytes =
+        size(reader, &mut table, "client_hello_bytes", &CLIENT_HELLO_BYTES, accepted)
+            .unwrap_or(defaults::CLIENT_HELLO_BYTES);
     table.finish(reader);
     Limits { connections_per_worker: connections, client_hello_bytes }
+}
+
+fn size<'d>(
+    reader: &mut Reader<'d>,
+    table: &mut Table<'d>,
+    key: &'static str,
+    range: &RangeInclusive<u64>,
+    accepted: &str,
+) -> Option<usize> {
+    let item = table.string(reader, key, &format!("a size from {accepted}"))?;
+    let size = quantity::size(&item.value).map_err(str::to_owned).and_then(|size| {
+        let size = Some(size).filter(|size| range.contains(size));
+        size.and_then(|size| usize::try_from(size).ok())
+            .ok_or_else(|| format!("expected {accepted}"))
+    });
+    size.map_err(|why| reader.refuse(&item.at, quoted(&item.value), why)).ok()
 }
 
 fn timeouts<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Timeouts {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use crate::io::Side;
 use crate::telemetry::labels::{HandshakeOutcome, Limit, Span};
-use crate::tls::hello::{self, Peek, TLS12};
+use crate::tls::hello::{self, ClientTraits, Peek, TLS12};
+use crate::tls::resumption;
+use crate::tls::resumption::bridge::Attempt;
 use crate::tls::session::Session;
 
 use super::close::Close;
@@ -75,7 +77,7 @@ impl Accept {
                 common.receive(Side::Client, cx);
                 Stage::Accept(Self { received })
             }
-            Verdict::Welcome(name) => welcome(name, bytes, common, cx),
+            Verdict::Welcome(greeting) => welcome(greeting, bytes, common, cx),
             Verdict::Refuse(outcome, alert) => {
                 if outcome == HandshakeOutcome::ClientHelloTooLarge {
                     cx.counters.limits.of(Limit::ClientHelloBytes).add(1);
@@ -86,10 +88,16 @@ impl Accept {
     }
 }
 
+/// What the whole `ClientHello` says that is needed before and beside the session.
+struct Greeting {
+    server_name: Option<Box<str>>,
+    client: ClientTraits,
+}
+
 /// What the bytes so far lead to.
 enum Verdict {
     Wait,
-    Welcome(Option<Box<str>>),
+    Welcome(Greeting),
     Refuse(HandshakeOutcome, Option<u8>),
 }
 
@@ -101,12 +109,13 @@ fn judge(bytes: &[u8], bytes_max: usize) -> Verdict {
         Peek::Incomplete => too_large,
         Peek::Complete(hello) if hello.record_bytes > bytes_max => too_large,
         // The session would look at the missing extensions of such a client first, and blame those.
-        Peek::Complete(hello) if hello.newest_version < TLS12 => {
+        Peek::Complete(hello) if hello.client.newest_version < TLS12 => {
             Verdict::Refuse(HandshakeOutcome::NoSharedVersion, Some(ALERT_PROTOCOL_VERSION))
         }
-        Peek::Complete(hello) => {
-            Verdict::Welcome(hello.server_name.as_ref().map(|name| Box::from(name.as_str())))
-        }
+        Peek::Complete(hello) => Verdict::Welcome(Greeting {
+            server_name: hello.server_name.as_ref().map(|name| Box::from(name.as_str())),
+            client: hello.client,
+        }),
         // An alert would be noise to a client that does not speak TLS.
         Peek::PlainHttp => Verdict::Refuse(HandshakeOutcome::PlainHttp, None),
         Peek::NotTls => Verdict::Refuse(HandshakeOutcome::NotTls, None),
@@ -116,12 +125,12 @@ fn judge(bytes: &[u8], bytes_max: usize) -> Verdict {
 
 /// A whole `ClientHello`: look its name up and begin the handshake with the bytes at hand.
 fn welcome(
-    name: Option<Box<str>>,
+    greeting: Greeting,
     bytes: &mut [u8],
     common: &mut Common,
     cx: &mut Context<'_>,
 ) -> Stage {
-    common.story.server_name = name;
+    common.story.server_name = greeting.server_name;
     common.story.mark(Span::ClientHello, cx);
     let Some(terms) = common.terms() else {
         let alert = Some(ALERT_INTERNAL_ERROR);
@@ -131,10 +140,12 @@ fn welcome(
         let alert = Some(ALERT_UNRECOGNIZED_NAME);
         return fail(HandshakeOutcome::UnrecognizedName, alert, common, cx);
     }
+    let name = resumption::name_fingerprint(common.story.server_name.as_deref());
+    let attempt = Attempt::new(name, greeting.client, terms.offers_tls13());
     match Session::new(Arc::clone(terms.config())) {
         Ok(session) => {
             common.session = Some(Box::new(session));
-            Handshake::default().received(bytes, common, cx)
+            Handshake::new(attempt).received(bytes, common, cx)
         }
         Err(failure) => fail(failure.outcome(), Some(ALERT_INTERNAL_ERROR), common, cx),
     }

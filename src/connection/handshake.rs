@@ -1,7 +1,8 @@
 //! Stage 2 of 5: handshake. From the complete `ClientHello` to the client's Finished.
 
 use crate::io::{Kind, Operation, Side};
-use crate::telemetry::labels::{HandshakeOutcome, Span};
+use crate::telemetry::labels::{HandshakeOutcome, Limit, Span};
+use crate::tls::resumption::bridge::{self, Attempt};
 
 use super::close::Close;
 use super::common::Common;
@@ -10,10 +11,17 @@ use super::route::Route;
 use super::{Event, Stage};
 
 /// The TLS session exists and is not established.
-#[derive(Debug, Default)]
-pub struct Handshake {}
+#[derive(Debug)]
+pub struct Handshake {
+    /// What the client offers to resume.
+    attempt: Attempt,
+}
 
 impl Handshake {
+    pub(super) fn new(attempt: Attempt) -> Self {
+        Self { attempt }
+    }
+
     pub(super) fn handle(
         self,
         event: Event<'_>,
@@ -22,11 +30,11 @@ impl Handshake {
     ) -> Stage {
         match event {
             Event::Received(_, bytes) => self.received(bytes, common, cx),
-            Event::Ended(_) => Close::handshake_failed(HandshakeOutcome::ClientClosed, common, cx),
+            Event::Ended(_) => self.fail(HandshakeOutcome::ClientClosed, common, cx),
             Event::ReceiveFailed(_) | Event::SendFailed(_) => {
-                Close::handshake_failed(HandshakeOutcome::ClientReset, common, cx)
+                self.fail(HandshakeOutcome::ClientReset, common, cx)
             }
-            Event::Deadline => Close::handshake_failed(HandshakeOutcome::Timeout, common, cx),
+            Event::Deadline => self.fail(HandshakeOutcome::Timeout, common, cx),
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) | Event::Settled => {
                 self.wait(common, cx)
             }
@@ -35,22 +43,52 @@ impl Handshake {
 
     /// One step of the handshake: the only expensive thing that ever happens here.
     pub(super) fn received(
-        self,
+        mut self,
         bytes: &mut [u8],
         common: &mut Common,
         cx: &mut Context<'_>,
     ) -> Stage {
-        if let Err(failure) = common.open(bytes, cx) {
-            return Close::handshake_failed(failure.outcome(), common, cx);
+        let (resumption, unix) = (cx.resumption, cx.unix);
+        let opened = bridge::during(resumption, &mut self.attempt, unix, || common.open(bytes, cx));
+        if let Err(failure) = opened {
+            return self.fail(failure.outcome(), common, cx);
         }
         let established = common.session.as_ref().is_some_and(|session| session.is_established());
         if established {
+            self.tell(common, cx);
             return established_now(common, cx);
         }
         if common.inbound.ended() {
-            return Close::handshake_failed(HandshakeOutcome::ClientClosed, common, cx);
+            return self.fail(HandshakeOutcome::ClientClosed, common, cx);
         }
         self.wait(common, cx)
+    }
+
+    fn fail(&self, outcome: HandshakeOutcome, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        self.tell(common, cx);
+        Close::handshake_failed(outcome, common, cx)
+    }
+
+    /// Counts what the client offered to resume, what came of it, and what it got for next time.
+    fn tell(&self, common: &mut Common, cx: &Context<'_>) {
+        let resumed = common.session.as_ref().is_some_and(|session| session.is_resumed());
+        let result = self.attempt.result(resumed);
+        common.story.resumption = result;
+        if let Some((kind, result)) = result {
+            cx.counters.resumptions(kind).of(result).add(1);
+        }
+        let made = self.attempt.made();
+        cx.counters.tickets.add(u64::from(made.tickets));
+        cx.counters.sessions.add(u64::from(made.sessions));
+        if made.sessions > 0 {
+            let (sessions, bytes) = cx.resumption.cached();
+            cx.counters.cached_sessions.set(sessions as u64);
+            cx.counters.cached_bytes.set(bytes as u64);
+        }
+        cx.counters.sessions_contended.add(u64::from(made.contended));
+        cx.counters.limits.of(Limit::SessionBytes).add(u64::from(made.too_large));
+        cx.counters.limits.of(Limit::SessionsPerWorker).add(u64::from(made.left_worker));
+        cx.counters.limits.of(Limit::Sessions).add(u64::from(made.left_shared));
     }
 
     fn wait(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {

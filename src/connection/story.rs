@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use crate::io::Time;
-use crate::telemetry::labels::{CloseReason, Group, HandshakeOutcome, Span, Suite, Version};
+use crate::telemetry::labels::{
+    CloseReason, Group, HandshakeOutcome, ResumptionKind, ResumptionResult, Span, Suite, Version,
+};
 use crate::telemetry::record::Record;
 
 use super::context::Context;
@@ -29,6 +31,8 @@ pub struct Story {
     pub suite: Suite,
     /// Key exchange group.
     pub group: Group,
+    /// What the client offered to resume, and what came of it.
+    pub resumption: Option<(ResumptionKind, ResumptionResult)>,
     /// Index of the backend.
     pub backend: Option<u16>,
     /// Index of the connected server within its backend.
@@ -55,6 +59,7 @@ impl Story {
             version: Version::None,
             suite: Suite::None,
             group: Group::None,
+            resumption: None,
             backend: None,
             server: None,
             inbound_bytes: 0,
@@ -104,6 +109,7 @@ impl Story {
             version: self.version,
             suite: self.suite,
             group: self.group,
+            resumption: self.resumption,
             backend: self.backend,
             server: self.server,
             reason,

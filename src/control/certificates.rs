@@ -152,7 +152,8 @@ pub fn load_at(config: &Config, now: SystemTime) -> Result<Loaded, Vec<Certifica
         }
         let files = &listener.certificates;
         problems.extend(unreachable(files, &named, listener.unknown_name));
-        match Terms::build(listener, &config.tls, Arc::clone(&provider), &named) {
+        let (tls, resumption) = (&config.tls, &config.resumption);
+        match Terms::build(listener, tls, resumption, Arc::clone(&provider), &named) {
             Ok(terms) => loaded.terms.push(Arc::new(terms)),
             Err(TermsError::NamesTwice(twice)) => {
                 problems.extend(twice.iter().filter_map(|twice| name_twice(files, twice)));

@@ -12,6 +12,7 @@ use crate::sys::start::StartError;
 use super::addresses::AddressError;
 use super::certificates::{CertificateProblem, Fault};
 use super::exit;
+use super::rotation::RotationError;
 
 /// One failure, with everything an operator needs.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,16 @@ pub enum Failure {
         /// Why.
         source: std::io::Error,
     },
+    /// A file of ours cannot be made.
+    #[error("cannot make {} for {purpose}: {source}{}", .path.display(), exists_cure(.source))]
+    NewFile {
+        /// Which.
+        path: PathBuf,
+        /// What it is for.
+        purpose: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The operating system refused something that it normally grants.
     #[error("cannot {what}: {source}")]
     Os {
@@ -88,6 +99,16 @@ impl Failure {
         Self::Configuration { problems, exit_code }
     }
 
+    /// Ticket keys that cannot be had.
+    pub fn rotation(error: &RotationError) -> Self {
+        let exit_code = match error {
+            RotationError::Random => exit::OS,
+            RotationError::File { .. } if error.is_permission() => exit::PERMISSION,
+            RotationError::File { .. } => exit::CONFIG,
+        };
+        Self::Configuration { problems: vec![error.to_string()], exit_code }
+    }
+
     /// The exit code of sysexits(3): 69 the kernel lacks what we need, 71 operating system error,
     /// 77 permission, 78 configuration.
     pub fn exit_code(&self) -> u8 {
@@ -101,6 +122,7 @@ impl Failure {
                 ..
             }
             | Self::File { source, .. }
+            | Self::NewFile { source, .. }
             | Self::Os { source, .. } => os_exit_code(source),
             Self::Probe(error) if !matches!(error, ProbeError::Memory { .. }) => exit::UNAVAILABLE,
             Self::Probe(_)
@@ -149,6 +171,15 @@ fn start_cure(error: &StartError) -> String {
         StartError::Files { .. } => {
             "\nunshare(CLONE_FILES) is refused only by a seccomp filter: allow unshare(2)".into()
         }
+    }
+}
+
+fn exists_cure(error: &std::io::Error) -> &'static str {
+    if error.kind() == std::io::ErrorKind::AlreadyExists {
+        "; machines that use it would no longer resume each other's sessions: remove it first, or \
+         name another file"
+    } else {
+        ""
     }
 }
 

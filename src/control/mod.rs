@@ -17,6 +17,8 @@ pub mod certificates;
 pub mod exit;
 pub mod failure;
 pub mod resolve;
+pub mod rotation;
+pub mod secret;
 pub mod signals;
 pub mod snapshot;
 pub mod supervisor;
@@ -27,12 +29,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::{Config, ServerAddress};
+use crate::config::{Config, ResumptionMode, ServerAddress};
 use crate::limits::{
     ACCESS_LOG_END_TIMEOUT, ACCESS_LOG_INTERVAL, ACCESS_LOG_RECORDS_MAX, WATCH_INTERVAL,
 };
@@ -41,10 +43,13 @@ use crate::sys::start::Start;
 use crate::telemetry::access_log::{AccessLog, BackendNames, Names};
 use crate::telemetry::exposition::Process;
 use crate::telemetry::record::Record;
+use crate::tls::resumption::bridge::Beginnings;
+use crate::tls::resumption::shared::Shared;
 use crate::tls::terms::Terms;
 use crate::worker::command::Command;
 use failure::Failure;
 use resolve::Resolver;
+use rotation::Rotation;
 use signals::{Signal, Signals};
 use supervisor::{Crew, Ready, Supervisor};
 use watch::{Values, Watch};
@@ -115,6 +120,8 @@ pub struct Plan {
     pub connections: u32,
     /// `RLIMIT_NOFILE`, as raised.
     pub open_files: u64,
+    /// Ticket keys.
+    pub rotation: Rotation,
 }
 
 /// Loads certificates, raises the descriptor limit, and works out workers and capacity. Binds no
@@ -123,6 +130,9 @@ pub fn plan(config: Config) -> Result<Plan, Failure> {
     hide_memory();
     let terms =
         certificates::load(&config).map_err(|problems| Failure::certificates(&problems))?.terms;
+    let rotation =
+        Rotation::start(&config.resumption, unix_time(SystemTime::now()), Instant::now())
+            .map_err(|error| Failure::rotation(&error))?;
     let open_files = capacity::raise_descriptor_limit().map_err(|errno| Failure::Os {
         what: "raise the limit of open files to its hard limit",
         source: errno.into(),
@@ -132,7 +142,7 @@ pub fn plan(config: Config) -> Result<Plan, Failure> {
     let shape = capacity::Shape::new(&config, cpus.len());
     let connections = capacity::connections_per_worker(&config.limits, shape)
         .map_err(|problem| Failure::configuration(&problem))?;
-    Ok(Plan { config, terms, cpus, connections, open_files })
+    Ok(Plan { config, terms, cpus, connections, open_files, rotation })
 }
 
 async fn serve(
@@ -156,11 +166,21 @@ async fn serve(
     let process = Arc::new(Process::new(plan.cpus.len(), SystemTime::now()));
     let (records, access_log) = open_access_log(config, &process)?;
     let listening: Vec<SocketAddr> = binds.iter().map(|bind| bind.address).collect();
+    let sessions =
+        Arc::new(Shared::new(config.resumption.sessions as usize, config.resumption.session_bytes));
     let crew = Crew {
         cpus: plan.cpus.clone(),
         binds,
         connections: plan.connections,
         snapshot: Arc::new(snapshot::build(config, &plan.terms, &addresses)),
+        resumption: Beginnings {
+            tickets: config.resumption.mode == ResumptionMode::Tickets,
+            lifetime: u32::try_from(config.resumption.lifetime.as_secs()).unwrap_or(u32::MAX),
+            cache_entries: config.resumption.sessions_per_worker as usize,
+            cache_bytes: config.resumption.session_bytes,
+            keys: plan.rotation.keys(),
+            shared: Arc::clone(&sessions),
+        },
         records,
     };
     let supervisor = Supervisor::start(crew, Arc::clone(&process), body).await?;
@@ -171,6 +191,7 @@ async fn serve(
     }
     let (written, stop_writing) = write_access_log(access_log);
     let mut control = Control {
+        sessions,
         watch: Watch::new(plan.cpus.len()),
         plan,
         process,
@@ -199,6 +220,8 @@ struct Control<O> {
     process: Arc<Process>,
     supervisor: Supervisor,
     resolver: Resolver,
+    /// The session cache of all workers.
+    sessions: Arc<Shared>,
     watch: Watch,
     status: Rc<admin::Status>,
     observe: O,
@@ -215,7 +238,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
     async fn steer(&mut self, signals: &mut Signals) -> Result<Ended, Failure> {
         let mut watch = interval(WATCH_INTERVAL);
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut second = interval(std::time::Duration::from_secs(1));
+        let mut second = interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.supervisor.running() > 0 {
             tokio::select! {
@@ -238,7 +261,10 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
                 _ = watch.tick() => if self.look() {
                     break;
                 },
-                _ = second.tick() => (self.observe)(Moment::Second, &self.process),
+                _ = second.tick() => {
+                    self.rotate();
+                    (self.observe)(Moment::Second, &self.process);
+                }
             }
         }
         // What the workers counted last, such as what the drain cut off.
@@ -254,6 +280,8 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
     fn look(&mut self) -> bool {
         let now = Instant::now();
         self.supervisor.send_unsent();
+        self.process.shared_sessions.set(self.sessions.entries() as u64);
+        self.process.shared_bytes.set(self.sessions.bytes() as u64);
         self.tell(now);
         let late = self.draining.is_some_and(|deadline| now >= deadline);
         if late {
@@ -303,11 +331,26 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
         self.drain("a worker was lost");
     }
 
+    /// Gives the workers the keys of a new epoch when one has begun.
+    fn rotate(&mut self) {
+        let rotation = &mut self.plan.rotation;
+        if let Some(keys) = rotation.look(unix_time(SystemTime::now()), Instant::now()) {
+            tracing::info!("a new epoch of ticket keys: {}", rotation.describe());
+            self.supervisor.send(&Command::TicketKeys(keys));
+        }
+        self.process.ticket_epoch.set(rotation.began());
+    }
+
     fn publish(&mut self, addresses: &resolve::Addresses) {
         tracing::info!("the addresses of the servers changed; the workers are told");
         let snapshot = snapshot::build(&self.plan.config, &self.plan.terms, addresses);
         self.supervisor.send(&Command::Snapshot(Arc::new(snapshot)));
     }
+}
+
+/// Time since 1970, zero before.
+pub fn unix_time(now: SystemTime) -> Duration {
+    now.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Keeps private keys out of core dumps and away from other processes of the same user (prctl(2)).
@@ -326,6 +369,16 @@ fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) 
         .iter()
         .map(|cpu| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()))
         .collect();
+    if plan.config.resumption.mode == ResumptionMode::Tickets {
+        tracing::info!("ticket keys: {}", plan.rotation.describe());
+        if plan.rotation.is_early(unix_time(SystemTime::now())) {
+            tracing::warn!(
+                "the clock is before the first epoch of resumption.secret_file: it is wrong here, or \
+                 was where the file was made; tickets are exchanged with no machine whose clock is \
+                 right until then"
+            );
+        }
+    }
     tracing::info!(
         "{} worker(s) on CPU {}, {} connections each",
         cpus.len(),

@@ -16,6 +16,7 @@ use crate::sys::mailbox::{Sender, mailbox};
 use crate::sys::start::{Start, StartError};
 use crate::telemetry::exposition::Process;
 use crate::telemetry::record::Record;
+use crate::tls::resumption::bridge::Beginnings;
 use crate::worker::Bind;
 use crate::worker::command::Command;
 use crate::worker::snapshot::Snapshot;
@@ -37,6 +38,8 @@ pub struct Crew {
     pub connections: u32,
     /// The first configuration.
     pub snapshot: Arc<Snapshot>,
+    /// The tickets and sessions that each of them begins with.
+    pub resumption: Beginnings,
     /// The access log's queues, one per worker; empty: there is no access log.
     pub records: Vec<rtrb::Producer<Record>>,
 }
@@ -115,6 +118,7 @@ impl Supervisor {
                 binds: crew.binds.clone(),
                 connections: crew.connections,
                 snapshot: Arc::clone(&crew.snapshot),
+                resumption: crew.resumption.clone(),
                 counters: supervisor.counters(index),
                 records: records.next(),
                 mailbox: receiver,
@@ -180,10 +184,13 @@ impl Supervisor {
     /// [`Supervisor::send_unsent`].
     pub fn send(&mut self, command: &Command) {
         for hand in self.workers.iter_mut().filter(|hand| hand.thread.is_some()) {
-            // Of two configurations only the last one matters.
-            if matches!(command, Command::Snapshot(_)) {
-                hand.unsent.retain(|unsent| !matches!(unsent, Command::Snapshot(_)));
-            }
+            // Of two configurations, or two sets of keys, only the last one matters.
+            let replaces = |unsent: &Command| match command {
+                Command::Snapshot(_) => matches!(unsent, Command::Snapshot(_)),
+                Command::TicketKeys(_) => matches!(unsent, Command::TicketKeys(_)),
+                Command::Drain { .. } | Command::Stop => false,
+            };
+            hand.unsent.retain(|unsent| !replaces(unsent));
             hand.unsent.push_back(command.clone());
             hand.flush();
         }
@@ -303,6 +310,7 @@ pub(super) mod tests {
         loop {
             match commands.pop() {
                 Ok(Command::Drain { .. } | Command::Stop) => return,
+                Ok(Command::TicketKeys(_)) => {}
                 Ok(Command::Snapshot(_)) => start.counters.accepted.add(1),
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
@@ -315,6 +323,7 @@ pub(super) mod tests {
             binds: Vec::new(),
             connections: 1,
             snapshot: Arc::new(empty()),
+            resumption: Beginnings::for_tests(),
             records: Vec::new(),
         };
         let process = Arc::new(Process::new(workers, SystemTime::now()));

@@ -282,6 +282,23 @@ impl fmt::Display for Text<'_> {
                         "all {RECEIVE_BUFFERS} receive buffers are in use, and receives wait a \
                          turn; no data is lost; add workers (workers.count) if it lasts"
                     ),
+                    Limit::SessionsPerWorker => write!(
+                        f,
+                        "older sessions leave the worker's own cache for newer ones; that costs \
+                         nothing while the cache of all workers has them; else raise \
+                         resumption.sessions_per_worker"
+                    ),
+                    Limit::Sessions => write!(
+                        f,
+                        "older sessions leave the cache of all workers for newer ones, and their \
+                         clients will need a full handshake; raise resumption.sessions and \
+                         resumption.session_bytes"
+                    ),
+                    Limit::SessionBytes => write!(
+                        f,
+                        "a session is too large to be kept or sealed into a ticket, because its \
+                         client's certificates are; such clients need a full handshake each time"
+                    ),
                     Limit::AccessLogRecords => write!(
                         f,
                         "the access log does not keep up and records are dropped; put \
@@ -362,6 +379,9 @@ mod tests {
             (Limit::ClientHelloBytes, "5678", "limits.client_hello_bytes"),
             (Limit::KernelFiles, "9999", "LimitNOFILE"),
             (Limit::AccessLogRecords, "", "access_log.path"),
+            (Limit::SessionsPerWorker, "", "resumption.sessions_per_worker"),
+            (Limit::Sessions, "", "resumption.session_bytes"),
+            (Limit::SessionBytes, "", "certificates"),
             (Limit::ReceiveBuffers, "256", "workers.count"),
         ] {
             let text = Text(Notice::LimitReached { worker: 7, limit }, &VALUES).to_string();

@@ -78,4 +78,7 @@ pub trait Io {
 
     /// The clock; a worker reads it once per turn.
     fn now(&mut self) -> Time;
+
+    /// Unix time, in seconds until 2106: how old a ticket is. A worker reads it once per turn.
+    fn unix(&mut self) -> u32;
 }

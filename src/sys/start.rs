@@ -9,6 +9,7 @@ use crate::sys::ring::Ring;
 use crate::sys::socket;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::record::Record;
+use crate::tls::resumption::bridge::Beginnings;
 use crate::worker::snapshot::Snapshot;
 use crate::worker::{Bind, Progress, Setup, Worker, slots};
 
@@ -25,6 +26,8 @@ pub struct Start {
     pub connections: u32,
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
+    /// The tickets and sessions that it begins with.
+    pub resumption: Beginnings,
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Where its access-log records go.
@@ -103,6 +106,7 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
             binds: start.binds,
             connections: start.connections,
             snapshot: start.snapshot,
+            resumption: start.resumption,
             counters: start.counters,
             records: start.records,
             commands,

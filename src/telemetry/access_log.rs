@@ -7,12 +7,13 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::fs::File;
 
+use super::calendar::rfc3339_utc;
 use super::exposition::Process;
 use super::log::{Episode, Turn};
 use super::record::Record;
@@ -58,6 +59,8 @@ struct Line<'a> {
     version: &'static str,
     suite: &'static str,
     group: &'static str,
+    resumption: Option<&'static str>,
+    resumption_result: Option<&'static str>,
     backend: Option<&'a str>,
     server: Option<&'a str>,
     reason: &'static str,
@@ -189,6 +192,8 @@ fn append_line(batch: &mut Vec<u8>, record: &Record, names: &Names, time: &str) 
         version: record.version.label(),
         suite: record.suite.label(),
         group: record.group.label(),
+        resumption: record.resumption.map(|(kind, _)| kind.label()),
+        resumption_result: record.resumption.map(|(_, result)| result.label()),
         backend: backend.map(|backend| backend.name.as_str()),
         server: server.map(String::as_str),
         reason: record.reason.label(),
@@ -215,40 +220,12 @@ fn milliseconds(nanos: u64) -> f64 {
     (nanos / 1000) as f64 / 1000.0
 }
 
-/// RFC 3339 in UTC with milliseconds. Times before 1970 count as 1970.
-fn rfc3339_utc(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = civil(days);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-        since.subsec_millis()
-    )
-}
-
-/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar. The year is
-/// taken to start in March, so that the leap day is its last ("days to civil", H. Hinnant).
-fn civil(days: u64) -> (u64, u64, u64) {
-    // Days from 0000-03-01 to 1970-01-01, and in 400, 100, 4 and 1 years.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::labels::{CloseReason, Group, HandshakeOutcome, Suite, Version};
+    use crate::telemetry::labels::{
+        CloseReason, Group, HandshakeOutcome, ResumptionKind, ResumptionResult, Suite, Version,
+    };
 
     fn record() -> Record {
         Record {
@@ -261,6 +238,7 @@ mod tests {
             version: Version::Tls13,
             suite: Suite::Tls13Aes128GcmSha256,
             group: Group::X25519Mlkem768,
+            resumption: Some((ResumptionKind::Ticket, ResumptionResult::Expired)),
             backend: Some(0),
             server: Some(1),
             reason: CloseReason::Finished,
@@ -293,26 +271,14 @@ mod tests {
                 r#"{"time":"2026-01-02T03:04:05.006Z","worker":1,"listener":"https","#,
                 r#""client":"[2001:db8::1]:4711","server_name":"a\"b.example","alpn":null,"#,
                 r#""handshake":"ok","version":"TLSv1.3","suite":"TLS_AES_128_GCM_SHA256","#,
-                r#""group":"X25519MLKEM768","backend":"app","server":"127.0.0.1:2","#,
+                r#""group":"X25519MLKEM768","resumption":"ticket","resumption_result":"expired","#,
+                r#""backend":"app","server":"127.0.0.1:2","#,
                 r#""reason":"finished","inbound_bytes":10,"outbound_bytes":20,"#,
                 r#""client_hello_ms":1.234,"handshake_ms":0.0,"connect_ms":0.0,"#,
                 r#""total_ms":5000.0}"#,
                 "\n"
             )
         );
-    }
-
-    #[test]
-    fn times_are_rfc_3339() {
-        let at = |secs, millis| {
-            rfc3339_utc(UNIX_EPOCH + Duration::from_secs(secs) + Duration::from_millis(millis))
-        };
-        assert_eq!(at(0, 0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(at(951_782_399, 999), "2000-02-28T23:59:59.999Z");
-        assert_eq!(at(951_782_400, 0), "2000-02-29T00:00:00.000Z");
-        assert_eq!(at(4_107_542_399, 0), "2100-02-28T23:59:59.000Z");
-        assert_eq!(at(4_107_542_400, 1), "2100-03-01T00:00:00.001Z");
-        assert_eq!(at(1_735_689_599, 0), "2024-12-31T23:59:59.000Z");
     }
 
     #[test]

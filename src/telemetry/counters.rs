@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::histogram::Histogram;
 use super::labels::{
-    CloseReason, Group, HandshakeOutcome, Label, Limit, Span, State, Suite, Version,
+    CloseReason, Group, HandshakeOutcome, Label, Limit, ResumptionKind, ResumptionResult, Span,
+    State, Suite, Version,
 };
 
 /// One number with one writer.
@@ -21,6 +22,11 @@ impl Counter {
     /// Subtracts `n`. Only the owning worker calls it, on gauges.
     pub fn sub(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+    }
+
+    /// Sets a gauge to `n`. Only its owner calls it.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
     }
 
     /// Raises the value to `n` if it is lower. Only the owning worker calls it.
@@ -73,6 +79,22 @@ pub struct Counters {
     pub suites: ByLabel<{ Suite::COUNT }>,
     /// Completed handshakes by group.
     pub groups: ByLabel<{ Group::COUNT }>,
+    /// Offers of a TLS 1.2 ticket by what came of them.
+    pub ticket_resumptions: ByLabel<{ ResumptionResult::COUNT }>,
+    /// Offers of a TLS 1.2 session ID by what came of them.
+    pub session_id_resumptions: ByLabel<{ ResumptionResult::COUNT }>,
+    /// Offers of a TLS 1.3 pre-shared key by what came of them.
+    pub psk_resumptions: ByLabel<{ ResumptionResult::COUNT }>,
+    /// Tickets given to clients.
+    pub tickets: Counter,
+    /// Sessions kept in the caches.
+    pub sessions: Counter,
+    /// Sessions not kept for all workers, because the cache was in use just then.
+    pub sessions_contended: Counter,
+    /// Gauge: sessions in the worker's own cache.
+    pub cached_sessions: Counter,
+    /// Gauge: bytes of these.
+    pub cached_bytes: Counter,
     /// Connections by why they ended.
     pub closed: ByLabel<{ CloseReason::COUNT }>,
     /// Plaintext bytes from clients, opened for servers.
@@ -104,6 +126,15 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Offers of one kind to resume, by what came of them.
+    pub fn resumptions(&self, kind: ResumptionKind) -> &ByLabel<{ ResumptionResult::COUNT }> {
+        match kind {
+            ResumptionKind::Ticket => &self.ticket_resumptions,
+            ResumptionKind::SessionId => &self.session_id_resumptions,
+            ResumptionKind::Psk => &self.psk_resumptions,
+        }
+    }
+
     /// The histogram of one span.
     #[expect(clippy::indexing_slicing, reason = "sized by Span::COUNT")]
     pub fn span(&self, span: Span) -> &Histogram {

@@ -14,7 +14,8 @@ use prometheus_client::registry::{Registry, Unit as EncodedUnit};
 use super::counters::{ByLabel, Counter, Counters};
 use super::histogram::{BOUNDS_NANOS, Histogram};
 use super::labels::{
-    CloseReason, Group, HandshakeOutcome, Label, Limit, Span, State, Suite, Version,
+    CloseReason, Group, HandshakeOutcome, Label, Limit, ResumptionKind, ResumptionResult, Span,
+    State, Suite, Version,
 };
 use super::names::{self, Kind, Metric, Unit};
 
@@ -49,6 +50,12 @@ pub struct Process {
     started: SystemTime,
     /// By worker's number.
     pub workers: Vec<Observed>,
+    /// Gauge: sessions in the cache of all workers; the control thread sets it.
+    pub shared_sessions: Counter,
+    /// Gauge: bytes of these; the control thread sets it.
+    pub shared_bytes: Counter,
+    /// Gauge: Unix time at which the ticket key's epoch began, in seconds; the control thread sets it.
+    pub ticket_epoch: Counter,
     /// Access-log records written; the control thread counts it.
     pub records_written: Counter,
     /// Access-log records lost to failed writes; the control thread counts it.
@@ -62,6 +69,9 @@ impl Process {
         Self {
             started,
             workers: std::iter::repeat_with(observed).take(workers).collect(),
+            shared_sessions: Counter::default(),
+            shared_bytes: Counter::default(),
+            ticket_epoch: Counter::default(),
             records_written: Counter::default(),
             records_failed: Counter::default(),
         }
@@ -90,6 +100,7 @@ impl Collector for Process {
         let mut page = Page { encoder: &mut encoder, workers: &self.workers };
         self.encode_process(&mut page)?;
         encode_connections(&mut page)?;
+        self.encode_resumption(&mut page)?;
         encode_loop(&mut page)?;
         self.encode_access_log(&mut page)
     }
@@ -105,6 +116,17 @@ impl Process {
             family
                 .encode_family(&[("worker", index.to_string().as_str())])?
                 .encode_gauge(&u64::from(worker.is_up()))?;
+        }
+        Ok(())
+    }
+
+    fn encode_resumption(&self, page: &mut Page<'_, '_>) -> fmt::Result {
+        for (metric, gauge) in [
+            (&names::SHARED_SESSIONS, &self.shared_sessions),
+            (&names::SHARED_BYTES, &self.shared_bytes),
+            (&names::TICKET_EPOCH, &self.ticket_epoch),
+        ] {
+            page.family(metric)?.encode_gauge(&gauge.get())?;
         }
         Ok(())
     }
@@ -126,6 +148,12 @@ fn encode_connections(page: &mut Page<'_, '_>) -> fmt::Result {
     page.counters::<Version, _>(&names::VERSIONS, |c| &c.versions)?;
     page.counters::<Suite, _>(&names::SUITES, |c| &c.suites)?;
     page.counters::<Group, _>(&names::GROUPS, |c| &c.groups)?;
+    page.resumptions(&names::RESUMPTIONS)?;
+    page.counter(&names::TICKETS, |c| c.tickets.get())?;
+    page.counter(&names::SESSIONS, |c| c.sessions.get())?;
+    page.counter(&names::SESSIONS_CONTENDED, |c| c.sessions_contended.get())?;
+    page.gauge(&names::CACHED_SESSIONS, |c| float(c.cached_sessions.get()))?;
+    page.gauge(&names::CACHED_BYTES, |c| float(c.cached_bytes.get()))?;
     page.counter(&names::INBOUND, |c| c.inbound_bytes.get())?;
     page.counter(&names::OUTBOUND, |c| c.outbound_bytes.get())?;
     page.counter(&names::CONNECT_RETRIES, |c| c.connect_retries.get())?;
@@ -236,6 +264,22 @@ impl Page<'_, '_> {
                 family
                     .encode_family(&[("worker", worker), (key, label.label())])?
                     .encode_gauge(&set(counters).of(*label).get())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn resumptions(&mut self, metric: &Metric) -> fmt::Result {
+        self.each_worker(metric, |family, worker, counters| {
+            for kind in ResumptionKind::ALL {
+                for result in ResumptionResult::ALL {
+                    let labels =
+                        [("worker", worker), ("kind", kind.label()), ("result", result.label())];
+                    let value = counters.resumptions(*kind).of(*result).get();
+                    family
+                        .encode_family(&labels)?
+                        .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+                }
             }
             Ok(())
         })

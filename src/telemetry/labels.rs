@@ -175,6 +175,46 @@ labels! {
 }
 
 labels! {
+    /// What a client offered to resume its session with.
+    ResumptionKind {
+        /// A ticket of TLS 1.2 (RFC 5077).
+        Ticket = "ticket",
+        /// A session ID of TLS 1.2 (RFC 5246 section 7.3).
+        SessionId = "session_id",
+        /// A pre-shared key of TLS 1.3: a ticket, or the name of a session kept here (RFC 8446
+        /// section 4.2.11).
+        Psk = "psk",
+    }
+}
+
+labels! {
+    /// What came of an offer to resume. All but the first lead to a full handshake.
+    ResumptionResult {
+        /// The session goes on.
+        Resumed = "resumed",
+        /// The cache of all workers was in use by another just then.
+        CacheContended = "cache_contended",
+        /// `resumption.lifetime` is over since the full handshake that began the session.
+        Expired = "expired",
+        /// Changed on its way, cut, or never one of ours.
+        Malformed = "malformed",
+        /// No session of this ID is kept: it left for newer ones, or was used already.
+        NotFound = "not_found",
+        /// The session began at another listener.
+        OtherListener = "other_listener",
+        /// The session began under another server name.
+        OtherName = "other_name",
+        /// The session is of another cipher suite or version than this handshake negotiated, or the
+        /// client insists on resuming without a key exchange.
+        OtherParameters = "other_parameters",
+        /// The session began under another client-authentication policy.
+        OtherPolicy = "other_policy",
+        /// No key that is good now has sealed the ticket: it is too old, or another secret's.
+        UnknownEpoch = "unknown_epoch",
+    }
+}
+
+labels! {
     /// Where on its journey a connection is; the gauge of connections by state.
     State {
         /// Its `ClientHello` is not complete.
@@ -219,6 +259,12 @@ labels! {
         ReceiveBuffers = "receive_buffers",
         /// The access log's queue was full: a record was dropped.
         AccessLogRecords = "access_log_records",
+        /// `resumption.sessions_per_worker`: a session left its worker's cache for a newer one.
+        SessionsPerWorker = "sessions_per_worker",
+        /// `resumption.sessions`: a session left the cache of all workers for a newer one.
+        Sessions = "sessions",
+        /// A ticket or session was too large to be made: the client's certificates are too long.
+        SessionBytes = "session_bytes",
     }
 }
 
@@ -244,5 +290,7 @@ mod tests {
         check::<State>();
         check::<Span>();
         check::<Limit>();
+        check::<ResumptionKind>();
+        check::<ResumptionResult>();
     }
 }

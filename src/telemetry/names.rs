@@ -96,6 +96,24 @@ metrics! {
         "Completed handshakes by cipher suite";
     GROUPS: "handshakes_by_group_total" Counter Count ["worker", "group"]
         "Completed handshakes by key exchange group";
+    RESUMPTIONS: "resumptions_total" Counter Count ["worker", "kind", "result"]
+        "Clients' offers to resume a session, by what they offered and what came of it";
+    TICKETS: "tickets_issued_total" Counter Count ["worker"]
+        "Session tickets given to clients";
+    SESSIONS: "sessions_cached_total" Counter Count ["worker"]
+        "Sessions put into the caches";
+    SESSIONS_CONTENDED: "sessions_contended_total" Counter Count ["worker"]
+        "Sessions that only their worker's cache took, because the shared one was in use just then";
+    CACHED_SESSIONS: "cached_sessions" Gauge Count ["worker"]
+        "Sessions in the worker's own cache";
+    CACHED_BYTES: "cached_sessions_bytes" Gauge Bytes ["worker"]
+        "Memory of the sessions in the worker's own cache";
+    SHARED_SESSIONS: "shared_sessions" Gauge Count []
+        "Sessions in the cache that all workers share";
+    SHARED_BYTES: "shared_sessions_bytes" Gauge Bytes []
+        "Memory of the sessions in the cache that all workers share";
+    TICKET_EPOCH: "ticket_epoch_start_seconds" Gauge Seconds []
+        "When the epoch of the ticket key in use began, in seconds since 1970-01-01 UTC";
     INBOUND: "inbound_bytes_total" Counter Bytes ["worker"]
         "Plaintext of clients that servers took";
     OUTBOUND: "outbound_bytes_total" Counter Bytes ["worker"]

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use super::labels::{CloseReason, Group, HandshakeOutcome, Suite, Version};
+use super::labels::{
+    CloseReason, Group, HandshakeOutcome, ResumptionKind, ResumptionResult, Suite, Version,
+};
 
 /// One connection, told at its close. Owned and small; it crosses to the control thread, which
 /// turns indexes into names and writes the line.
@@ -26,6 +28,8 @@ pub struct Record {
     pub suite: Suite,
     /// Key exchange group.
     pub group: Group,
+    /// What the client offered to resume, and what came of it; `None`: it offered nothing.
+    pub resumption: Option<(ResumptionKind, ResumptionResult)>,
     /// Index of the backend, once routed.
     pub backend: Option<u16>,
     /// Index of the server within its backend that was tried last.

@@ -18,8 +18,10 @@ const CONTENT_HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const EXTENSION_SERVER_NAME: u16 = 0;
 const EXTENSION_ALPN: u16 = 16;
+const EXTENSION_SESSION_TICKET: u16 = 35;
 const EXTENSION_SUPPORTED_VERSIONS: u16 = 43;
-const TLS13: u16 = 0x0304;
+/// TLS 1.3 (RFC 8446).
+pub const TLS13: u16 = 0x0304;
 /// TLS 1.2 (RFC 5246).
 pub const TLS12: u16 = 0x0303;
 
@@ -65,12 +67,21 @@ pub struct Hello<'a> {
     /// An IP address stood where a host name belongs. RFC 6066 section 3 forbids it, clients do it
     /// all the same; like the session, we take it for no name at all.
     pub named_address: bool,
-    /// The newest version that we know and the client offers, in `supported_versions` or, without
-    /// it, in the message itself: 0x0304 is TLS 1.3 (RFC 8446 section 4.2.1).
-    pub newest_version: u16,
+    /// What the client is able to.
+    pub client: ClientTraits,
     /// Bytes of the records that the message came in, headers included.
     pub record_bytes: usize,
     alpn: Option<Cursor<'a>>,
+}
+
+/// What a client is able to, as far as it decides how it resumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientTraits {
+    /// The newest version that we know and the client offers, in `supported_versions` or, without
+    /// it, in the message itself: 0x0304 is TLS 1.3 (RFC 8446 section 4.2.1).
+    pub newest_version: u16,
+    /// It takes session tickets of TLS 1.2 (RFC 5077 section 3.2).
+    pub takes_tickets: bool,
 }
 
 impl Hello<'_> {
@@ -276,13 +287,13 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
     let mut hello = Hello {
         server_name: None,
         named_address: false,
-        newest_version: 0,
+        client: ClientTraits { newest_version: 0, takes_tickets: false },
         record_bytes: framed.record_bytes,
         alpn: None,
     };
     let mut message = Cursor::new(bytes, framed.message_bytes);
     message.split(MESSAGE_HEADER_BYTES).ok_or(Fault::Decode)?;
-    hello.newest_version = message.u16().ok_or(Fault::Decode)?.min(TLS12);
+    hello.client.newest_version = message.u16().ok_or(Fault::Decode)?.min(TLS12);
     let extensions = extensions(&mut message).ok_or(Fault::Decode)?;
     let Some(mut extensions) = extensions else {
         return Ok(hello);
@@ -301,8 +312,9 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
                 let list = protocols(body).ok_or(Fault::Decode)?;
                 hello.alpn.replace(list).is_some()
             }
+            EXTENSION_SESSION_TICKET => std::mem::replace(&mut hello.client.takes_tickets, true),
             EXTENSION_SUPPORTED_VERSIONS => {
-                hello.newest_version = newest_version(body).ok_or(Fault::Decode)?;
+                hello.client.newest_version = newest_version(body).ok_or(Fault::Decode)?;
                 std::mem::replace(&mut seen_versions, true)
             }
             // The session judges all others.

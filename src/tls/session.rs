@@ -9,7 +9,7 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
     WriteTraffic,
 };
-use rustls::{CipherSuite, NamedGroup, ProtocolVersion, ServerConfig};
+use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig};
 
 use super::failure::Failure;
 use crate::io::buffer::Pool;
@@ -195,6 +195,11 @@ impl Session {
     /// The client has ended its direction with `close_notify`.
     pub fn client_closed(&self) -> bool {
         self.client_closed
+    }
+
+    /// The client goes on with an earlier session; known from the answer to its `ClientHello` on.
+    pub fn is_resumed(&self) -> bool {
+        self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// The handshake is complete.

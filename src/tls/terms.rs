@@ -7,7 +7,9 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 
 use super::resolver::{NameTwice, NamedCertificate, Resolver};
-use crate::config::{Listener, Tls, TlsVersion};
+use super::resumption::bridge::Bridge;
+use super::resumption::{Fingerprint, fingerprint};
+use crate::config::{Listener, Resumption, ResumptionMode, Tls, TlsVersion};
 
 /// What one listener offers to its clients.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub struct Terms {
     config: Arc<ServerConfig>,
     /// `None`: whoever made the configuration resolves names; everyone is served.
     resolver: Option<Arc<Resolver>>,
+    offers_tls13: bool,
 }
 
 /// Why a listener has no terms.
@@ -31,14 +34,18 @@ pub enum TermsError {
 impl Terms {
     /// Wraps a checked rustls configuration.
     pub fn new(config: Arc<ServerConfig>) -> Self {
-        Self { config, resolver: None }
+        Self { config, resolver: None, offers_tls13: true }
     }
 
     /// The same terms with a configuration of their own, for one worker: a session then counts its
     /// reference to it on this core only.
     #[must_use]
     pub fn own_copy(&self) -> Self {
-        Self { config: Arc::new((*self.config).clone()), resolver: self.resolver.clone() }
+        Self {
+            config: Arc::new((*self.config).clone()),
+            resolver: self.resolver.clone(),
+            offers_tls13: self.offers_tls13,
+        }
     }
 
     /// The terms of a listener; `certificates` are its own, in the configuration's order.
@@ -48,6 +55,7 @@ impl Terms {
     pub fn build(
         listener: &Listener,
         tls: &Tls,
+        resumption: &Resumption,
         provider: Arc<CryptoProvider>,
         certificates: &[NamedCertificate],
     ) -> Result<Self, TermsError> {
@@ -63,11 +71,25 @@ impl Terms {
         config.alpn_protocols = listener.alpn.iter().map(|name| name.clone().into()).collect();
         // The order of suites was chosen for this CPU.
         config.ignore_client_order = true;
-        // A session resumes nowhere yet: no store, no tickets. The ticketer that rustls starts
-        // with makes none.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(Self { config: Arc::new(config), resolver: Some(resolver) })
+        // Resumption never skips the key exchange, and no data comes before the handshake is done.
+        config.max_early_data_size = 0;
+        if resumption.mode == ResumptionMode::Off {
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        } else {
+            let bridge = Arc::new(Bridge::new(&listener.name, no_client_auth()));
+            config.ticketer = Arc::clone(&bridge) as _;
+            config.session_storage = Arc::clone(&bridge) as _;
+            config.time_provider = bridge;
+            config.send_tls13_tickets = usize::from(resumption.tickets_per_handshake);
+        }
+        let offers_tls13 = tls.versions.contains(&TlsVersion::Tls13);
+        Ok(Self { config: Arc::new(config), resolver: Some(resolver), offers_tls13 })
+    }
+
+    /// Whether clients that speak TLS 1.3 get it.
+    pub fn offers_tls13(&self) -> bool {
+        self.offers_tls13
     }
 
     /// Whether a client that asks for this name (or for none) is served; if not, it gets the alert
@@ -80,6 +102,11 @@ impl Terms {
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
+}
+
+/// What stands for the policy of asking no client for a certificate.
+fn no_client_auth() -> Fingerprint {
+    fingerprint(&[b"client authentication: none"])
 }
 
 fn version_of(version: TlsVersion) -> &'static rustls::SupportedProtocolVersion {
@@ -138,7 +165,8 @@ mod tests {
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let terms = Terms::build(listener, tls, ours, &certificates).expect("terms");
+        let terms = Terms::build(listener, tls, &Resumption::default(), ours, &certificates)
+            .expect("terms");
         (terms, client)
     }
 
@@ -175,21 +203,6 @@ mod tests {
         let suite = server.negotiated_cipher_suite().expect("a suite").suite();
         assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
         assert_eq!(server.alpn_protocol(), Some(&b"h2"[..]));
-    }
-
-    #[test]
-    fn no_session_is_ever_resumed() {
-        for version in [TlsVersion::Tls12, TlsVersion::Tls13] {
-            let listener = listener(&[], UnknownName::Default);
-            let (terms, client) = terms(&listener, &tls(&[version]));
-            let client = Arc::new(client);
-            for _ in 0..2 {
-                let (server, client) = handshake(&terms, &client, "a.example").expect("done");
-                let full = Some(rustls::HandshakeKind::Full);
-                assert_eq!(server.handshake_kind(), full, "{version:?}");
-                assert_eq!(client.tls13_tickets_received(), 0);
-            }
-        }
     }
 
     #[test]

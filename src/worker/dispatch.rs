@@ -19,9 +19,11 @@ macro_rules! context {
     ($worker:expr) => {
         Context {
             now: $worker.now,
+            unix: $worker.unix,
             operations: &mut $worker.operations,
             pool: &mut $worker.pool,
             counters: &$worker.counters,
+            resumption: &$worker.resumption,
             cursors: &mut $worker.cursors,
         }
     };

@@ -19,6 +19,7 @@ use crate::limits::ACCEPTS_ARMED;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::labels::CloseReason;
 use crate::telemetry::record::Record;
+use crate::tls::resumption::bridge::{Beginnings, Resumption};
 
 use accepting::Accepting;
 use command::Command;
@@ -48,6 +49,8 @@ pub struct Setup {
     pub connections: u32,
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
+    /// The tickets and sessions that it begins with.
+    pub resumption: Beginnings,
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Where its access-log records go; `None`: nobody wants them.
@@ -85,7 +88,9 @@ pub struct Worker<I: Io> {
     timers: Timers,
     pool: Pool,
     cursors: Vec<RoundRobin>,
+    resumption: Rc<Resumption>,
     now: Time,
+    unix: u32,
     /// When what has not drained is aborted; `None` while running normally.
     drain_until: Option<Time>,
     // Kept between turns so that a turn allocates nothing.
@@ -101,7 +106,7 @@ pub struct Worker<I: Io> {
 impl<I: Io> Worker<I> {
     /// A worker that has done nothing yet.
     pub fn new(mut io: I, setup: Setup) -> Self {
-        let now = io.now();
+        let (now, unix) = (io.now(), io.unix());
         let cursors = cursors(&setup.snapshot, setup.index);
         Self {
             io,
@@ -116,7 +121,9 @@ impl<I: Io> Worker<I> {
             timers: Timers::with_capacity(2 * setup.connections as usize),
             pool: Pool::default(),
             cursors,
+            resumption: Rc::new(Resumption::new(setup.resumption)),
             now,
+            unix,
             drain_until: None,
             completions: Vec::new(),
             operations: Vec::new(),
@@ -133,6 +140,7 @@ impl<I: Io> Worker<I> {
         self.io.wait(deadline, &mut completions);
 
         self.now = self.io.now();
+        self.unix = self.io.unix();
         self.counters.turns.add(1);
         self.counters.completions.add(completions.len() as u64);
         for completion in completions.drain(..) {
@@ -206,6 +214,7 @@ impl<I: Io> Worker<I> {
                     self.cursors = cursors(&snapshot, self.index);
                     self.snapshot = Rc::new(Local::new(snapshot));
                 }
+                Command::TicketKeys(keys) => self.resumption.set_keys(keys),
                 Command::Drain { timeout } => self.drain(self.now + timeout),
                 Command::Stop => self.drain(self.now),
             }

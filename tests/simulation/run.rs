@@ -10,6 +10,7 @@ use portcullis::limits::{CONNECT_TRIES_MAX, MAILBOX_COMMANDS_MAX};
 use portcullis::telemetry::counters::Counters;
 use portcullis::telemetry::labels::{CloseReason, Label, State};
 use portcullis::telemetry::record::Record;
+use portcullis::tls::resumption::bridge::Beginnings;
 use portcullis::tls::terms::Terms;
 use portcullis::worker::command::Command;
 use portcullis::worker::snapshot::{Backend, Listener, Server, Snapshot};
@@ -176,6 +177,7 @@ impl Setting {
             binds: (0..LISTENERS).map(bind).collect(),
             connections: self.connections,
             snapshot,
+            resumption: Beginnings::for_tests(),
             counters: Arc::clone(&counters),
             records: Some(records),
             commands,

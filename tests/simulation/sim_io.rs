@@ -312,4 +312,8 @@ impl Io for SimIo {
     fn now(&mut self) -> Time {
         self.world.now
     }
+
+    fn unix(&mut self) -> u32 {
+        u32::try_from(self.world.now.since(Time(0)).as_secs()).unwrap()
+    }
 }

@@ -126,5 +126,5 @@ fn dates_are_those_of_the_calendar() {
     assert_eq!(date(2_840_140_800), "2060-01-01");
     assert_eq!(date(4_107_542_399), "2100-02-28");
     assert_eq!(date(4_107_542_400), "2100-03-01");
-    assert_eq!(date(-1), "1969-12-31");
+    assert_eq!(date(-1), "1970-01-01");
 }

@@ -91,6 +91,8 @@ fn label_values_come_from_the_closed_sets_and_all_of_them_are_there() {
         ("group", labels_of::<Group>()),
         ("limit", labels_of::<Limit>()),
         ("stage", labels_of::<Span>()),
+        ("kind", labels_of::<ResumptionKind>()),
+        ("result", labels_of::<ResumptionResult>()),
         ("worker", HashSet::from(["0".to_owned(), "1".to_owned()])),
     ]);
     let mut seen: HashMap<String, HashSet<String>> = HashMap::new();

@@ -95,7 +95,7 @@ fn fault(bytes: &[u8]) -> Fault {
 fn check_modern(bytes: &[u8], record_bytes: usize) {
     let hello = complete(bytes);
     assert_eq!(hello.server_name.unwrap().as_str(), "app.example");
-    assert_eq!(hello.newest_version, 0x0304);
+    assert_eq!(hello.client.newest_version, 0x0304);
     assert!(!hello.named_address);
     assert_eq!(hello.record_bytes, record_bytes);
     assert!(hello.alpn_contains(b"h2"));
@@ -131,7 +131,7 @@ fn old_client_without_alpn_offers_no_tls13() {
     let bytes = flight("a.example", &[], &[&rustls::version::TLS12]);
     let hello = complete(&bytes);
     assert_eq!(hello.server_name.unwrap().as_str(), "a.example");
-    assert_eq!(hello.newest_version, TLS12);
+    assert_eq!(hello.client.newest_version, TLS12);
     assert!(!hello.alpn_contains(b"h2"));
 }
 
