@@ -337,7 +337,10 @@ fn ticket_keys(report: &mut Report, section: &Resumption, now: SystemTime) {
     match &section.secret_file {
         Some((path, _)) => {
             report.line(&format!("ticket keys from {}: {}", path.display(), rotation.describe()));
-            let directory = path.parent().unwrap_or(Path::new("/"));
+            let directory = match path.parent() {
+                Some(parent) if parent != Path::new("") => parent,
+                _ => Path::new("."),
+            };
             if nix::unistd::access(directory, AccessFlags::W_OK).is_err() {
                 report.warn(&format!(
                     "{} may not be written by this user: ticket keys change all the same, but the \

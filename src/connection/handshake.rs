@@ -82,13 +82,13 @@ impl Handshake {
         cx.counters.sessions.add(u64::from(made.sessions));
         if made.sessions > 0 {
             let (sessions, bytes) = cx.resumption.cached();
-            cx.counters.cached_sessions.set(sessions as u64);
+            cx.counters.cached_sessions.set(u64::from(sessions));
             cx.counters.cached_bytes.set(bytes as u64);
         }
         cx.counters.sessions_contended.add(u64::from(made.contended));
         cx.counters.limits.of(Limit::SessionBytes).add(u64::from(made.too_large));
-        cx.counters.limits.of(Limit::SessionsPerWorker).add(u64::from(made.left_worker));
-        cx.counters.limits.of(Limit::Sessions).add(u64::from(made.left_shared));
+        cx.counters.limits.of(Limit::SessionsPerWorker).add(made.left_worker);
+        cx.counters.limits.of(Limit::Sessions).add(made.left_shared);
     }
 
     fn wait(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {

@@ -167,7 +167,7 @@ async fn serve(
     let (records, access_log) = open_access_log(config, &process)?;
     let listening: Vec<SocketAddr> = binds.iter().map(|bind| bind.address).collect();
     let sessions =
-        Arc::new(Shared::new(config.resumption.sessions as usize, config.resumption.session_bytes));
+        Arc::new(Shared::new(config.resumption.sessions, config.resumption.session_bytes));
     let crew = Crew {
         cpus: plan.cpus.clone(),
         binds,
@@ -176,7 +176,7 @@ async fn serve(
         resumption: Beginnings {
             tickets: config.resumption.mode == ResumptionMode::Tickets,
             lifetime: u32::try_from(config.resumption.lifetime.as_secs()).unwrap_or(u32::MAX),
-            cache_entries: config.resumption.sessions_per_worker as usize,
+            cache_entries: config.resumption.sessions_per_worker,
             cache_bytes: config.resumption.session_bytes,
             keys: plan.rotation.keys(),
             shared: Arc::clone(&sessions),
@@ -280,7 +280,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
     fn look(&mut self) -> bool {
         let now = Instant::now();
         self.supervisor.send_unsent();
-        self.process.shared_sessions.set(self.sessions.entries() as u64);
+        self.process.shared_sessions.set(self.sessions.entries());
         self.process.shared_bytes.set(self.sessions.bytes() as u64);
         self.tell(now);
         let late = self.draining.is_some_and(|deadline| now >= deadline);

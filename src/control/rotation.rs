@@ -122,7 +122,8 @@ impl Rotation {
 
     /// For the log and for `check`: machines of a fleet that agree have the same key name.
     pub fn describe(&self) -> String {
-        let time = |seconds| rfc3339_utc(UNIX_EPOCH + Duration::from_secs(seconds));
+        let time =
+            |seconds| rfc3339_utc(UNIX_EPOCH + Duration::from_secs(seconds)).replace(".000Z", "Z");
         let name = u64::from_be_bytes(self.keys().current().name());
         let (from, until) = (time(self.began()), time(self.began() + self.length.as_secs()));
         format!("key {name:016x} seals from {from} until {until}")

@@ -248,6 +248,59 @@ fn is_of_clients(reason: CloseReason) -> bool {
     matches!(reason, CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout)
 }
 
+/// What a limit that bites does, and which key changes it.
+fn advice(f: &mut fmt::Formatter<'_>, limit: Limit, values: &Values) -> fmt::Result {
+    match limit {
+        Limit::ConnectionsPerWorker => write!(
+            f,
+            "all {} connections are in use, and accept pauses until one ends; raise \
+             limits.connections_per_worker (and the descriptor limit) or add workers",
+            values.connections_per_worker
+        ),
+        Limit::KernelFiles => write!(
+            f,
+            "the kernel has no descriptors or memory for another connection, and \
+             accept pauses until it has; the descriptor limit is {}: raise \
+             LimitNOFILE= (ulimit -n) or fs.file-max, or lower \
+             limits.connections_per_worker",
+            values.open_files
+        ),
+        Limit::ClientHelloBytes => write!(
+            f,
+            "a client sent more than {} bytes without a complete ClientHello and was \
+             refused; if it is genuine, raise limits.client_hello_bytes",
+            values.client_hello_bytes
+        ),
+        Limit::ReceiveBuffers => write!(
+            f,
+            "all {RECEIVE_BUFFERS} receive buffers are in use, and receives wait a \
+             turn; no data is lost; add workers (workers.count) if it lasts"
+        ),
+        Limit::SessionsPerWorker => write!(
+            f,
+            "older sessions leave the worker's own cache for newer ones; that costs \
+             nothing while the cache of all workers has them; else raise \
+             resumption.sessions_per_worker"
+        ),
+        Limit::Sessions => write!(
+            f,
+            "older sessions leave the cache of all workers for newer ones, and their \
+             clients will need a full handshake; raise resumption.sessions and \
+             resumption.session_bytes"
+        ),
+        Limit::SessionBytes => write!(
+            f,
+            "a session is too large to be kept or sealed into a ticket, because its \
+             client's certificates are; such clients need a full handshake each time"
+        ),
+        Limit::AccessLogRecords => write!(
+            f,
+            "the access log does not keep up and records are dropped; put \
+             access_log.path on a faster disk, or remove [access_log]"
+        ),
+    }
+}
+
 struct Text<'a>(Notice, &'a Values);
 
 impl fmt::Display for Text<'_> {
@@ -256,55 +309,7 @@ impl fmt::Display for Text<'_> {
         match self.0 {
             Notice::LimitReached { worker, limit } => {
                 write!(f, "worker {worker}: limit {limit} reached: ")?;
-                match limit {
-                    Limit::ConnectionsPerWorker => write!(
-                        f,
-                        "all {} connections are in use, and accept pauses until one ends; raise \
-                         limits.connections_per_worker (and the descriptor limit) or add workers",
-                        values.connections_per_worker
-                    ),
-                    Limit::KernelFiles => write!(
-                        f,
-                        "the kernel has no descriptors or memory for another connection, and \
-                         accept pauses until it has; the descriptor limit is {}: raise \
-                         LimitNOFILE= (ulimit -n) or fs.file-max, or lower \
-                         limits.connections_per_worker",
-                        values.open_files
-                    ),
-                    Limit::ClientHelloBytes => write!(
-                        f,
-                        "a client sent more than {} bytes without a complete ClientHello and was \
-                         refused; if it is genuine, raise limits.client_hello_bytes",
-                        values.client_hello_bytes
-                    ),
-                    Limit::ReceiveBuffers => write!(
-                        f,
-                        "all {RECEIVE_BUFFERS} receive buffers are in use, and receives wait a \
-                         turn; no data is lost; add workers (workers.count) if it lasts"
-                    ),
-                    Limit::SessionsPerWorker => write!(
-                        f,
-                        "older sessions leave the worker's own cache for newer ones; that costs \
-                         nothing while the cache of all workers has them; else raise \
-                         resumption.sessions_per_worker"
-                    ),
-                    Limit::Sessions => write!(
-                        f,
-                        "older sessions leave the cache of all workers for newer ones, and their \
-                         clients will need a full handshake; raise resumption.sessions and \
-                         resumption.session_bytes"
-                    ),
-                    Limit::SessionBytes => write!(
-                        f,
-                        "a session is too large to be kept or sealed into a ticket, because its \
-                         client's certificates are; such clients need a full handshake each time"
-                    ),
-                    Limit::AccessLogRecords => write!(
-                        f,
-                        "the access log does not keep up and records are dropped; put \
-                         access_log.path on a faster disk, or remove [access_log]"
-                    ),
-                }
+                advice(f, limit, values)
             }
             Notice::LimitOver { worker, limit } => {
                 write!(f, "worker {worker}: limit {limit} no longer reached for {LIMIT_QUIET:?}")

@@ -22,6 +22,7 @@ mod limits;
 mod observability;
 mod proxy_protocol;
 mod relay;
+mod resumption;
 mod shutdown;
 mod start_up;
 mod workers;

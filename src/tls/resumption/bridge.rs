@@ -16,7 +16,7 @@ use rustls::server::{ProducesTickets, StoresServerSessions};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use zeroize::Zeroizing;
 
-use super::cache::{Cache, Miss, Refused, SessionId, Stored};
+use super::cache::{Cache, Miss, Refusal, SessionId, Stored};
 use super::ratchet::{Ratchet, SECRET_BYTES};
 use super::shared::Shared;
 use super::ticket::Keys;
@@ -33,7 +33,7 @@ pub struct Beginnings {
     /// `resumption.lifetime`, in seconds, from the full handshake that began a session.
     pub lifetime: u32,
     /// `resumption.sessions_per_worker`.
-    pub cache_entries: usize,
+    pub cache_entries: u32,
     /// Bytes that these may take.
     pub cache_bytes: usize,
     /// What tickets are sealed with.
@@ -74,7 +74,7 @@ impl Beginnings {
             cache_entries: 64,
             cache_bytes: 1 << 20,
             keys: Arc::new(keys.expect("the ratchet is at the epoch")),
-            shared: Arc::new(Shared::new(64, 1 << 20)),
+            shared: Arc::new(Shared::new(4096, 1 << 22)),
         }
     }
 }
@@ -94,7 +94,7 @@ impl Resumption {
     }
 
     /// Sessions in the worker's own cache, and their bytes.
-    pub fn cached(&self) -> (usize, usize) {
+    pub fn cached(&self) -> (u32, usize) {
         let own = self.own.borrow();
         (own.cache.entries(), own.cache.bytes())
     }
@@ -169,9 +169,9 @@ pub struct Made {
     /// Sessions and tickets that would have been too large.
     pub too_large: u8,
     /// Sessions that left the worker's cache for it.
-    pub left_worker: u8,
+    pub left_worker: u64,
     /// Sessions that left the cache of all workers for it.
-    pub left_shared: u8,
+    pub left_shared: u64,
 }
 
 impl Attempt {
@@ -460,17 +460,19 @@ impl Desk<'_> {
                 self.attempt.made.left_shared = left;
                 is_kept = true;
             }
-            Err(Refused::TooLarge) => self.attempt.made.too_large += 1,
-            Err(Refused::Contended) => self.attempt.made.contended += 1,
+            Err(Refusal::TooLarge) => self.attempt.made.too_large += 1,
+            Err(Refusal::Contended) => self.attempt.made.contended += 1,
         }
         self.attempt.made.sessions += u8::from(is_kept);
         is_kept
     }
 
     fn keep_here(&mut self, id: SessionId, stored: Stored) -> bool {
-        let left = self.own.cache.insert(id, stored, self.attempt.unix);
-        self.attempt.made.left_worker = left.unwrap_or_default();
-        left.is_ok()
+        let cache = &mut self.own.cache;
+        let before = cache.evicted();
+        let is_kept = cache.insert(id, stored, self.attempt.unix).is_ok();
+        self.attempt.made.left_worker = cache.evicted() - before;
+        is_kept
     }
 }
 

@@ -80,7 +80,7 @@ fn set_up(mode: ResumptionMode, version: TlsVersion) -> (Server, Client) {
         workers: vec![],
         unix: START,
     };
-    let shared = Arc::new(Shared::new(64, 1 << 20));
+    let shared = Arc::new(Shared::new(4096, 1 << 22));
     for _ in 0..3 {
         server.workers.push(Rc::new(Resumption::new(Beginnings {
             tickets: mode == ResumptionMode::Tickets,
