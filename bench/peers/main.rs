@@ -30,7 +30,8 @@ struct Options {
     /// Times that every server is measured, interleaved.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Kinds of work: `full`, `request`, `request1000`, `request16k`, `bulk_down`, `bulk_up`.
+    /// Kinds of work: `full`, `full12`, `ticket13`, `ticket12`, `session_id12`, `request`,
+    /// `request1000`, `request16k`, `bulk_down`, `bulk_up`.
     #[arg(long, value_delimiter = ',', default_value = "full,request")]
     only: Vec<Work>,
     /// Servers: portcullis, haproxy, nginx. Peers that are not installed are skipped.
@@ -70,6 +71,8 @@ struct Sample {
     busy: f64,
     /// Share of the time that the server wanted its CPU and others had it.
     queued: f64,
+    /// Share of the handshakes that resumed a session; none where connections are kept.
+    resumed: Option<f64>,
 }
 
 fn main() -> ExitCode {
@@ -95,7 +98,7 @@ fn run(mut options: Options) -> Result<bool> {
     let directory = tempfile::tempdir()?;
     let certificate = Certificate::create(options.certificate, directory.path())?;
     println!(
-        "{}; {:?} certificate, TLS 1.3, TLS_AES_128_GCM_SHA256, X25519, no resumption",
+        "{}; {:?} certificate, AES-128-GCM with SHA-256, X25519",
         placement.describe(),
         options.certificate
     );
@@ -169,27 +172,28 @@ fn load(
     certificate: &Certificate,
     options: &Options,
 ) -> Result<Sample> {
-    let mut clients = Clients::connect(server.address, work, certificate.client_config(false)?)?;
+    let mut clients = Clients::connect(server.address, work, certificate)?;
     clients.run(Until::Time(Instant::now() + Duration::from_secs_f64(options.warm_up)))?;
     let cpu_before = server.cpu_time()?;
     let started = Instant::now();
-    let progress = clients.run(Until::Time(started + Duration::from_secs_f64(options.seconds)))?;
+    let done = clients.run(Until::Time(started + Duration::from_secs_f64(options.seconds)))?;
     let elapsed = started.elapsed().as_secs_f64();
     let spent = server.cpu_time()? - cpu_before;
-    if progress == 0 {
+    if done.progress == 0 {
         return Err("nothing was completed in the measured time".into());
     }
     #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
     let (units, scale) = if work.is_bulk() {
-        (progress as f64 / f64::from(1 << 30), 1.0)
+        (done.progress as f64 / f64::from(1 << 30), 1.0)
     } else {
-        (progress as f64, 1e6)
+        (done.progress as f64, 1e6)
     };
     Ok(Sample {
         cost: spent.used.as_secs_f64() * scale / units,
         rate: units / elapsed,
         busy: spent.used.as_secs_f64() / elapsed,
         queued: spent.queued.as_secs_f64() / elapsed,
+        resumed: done.resumed_share(),
     })
 }
 
@@ -210,8 +214,10 @@ fn print_table(work: Work, programs: &[Program], samples: &[Vec<Sample>]) {
         .filter_map(|(_, samples)| Some(cost(samples)?.1))
         .min_by(f64::total_cmp);
     println!(
-        "\n{}: {} connections, server CPU {}\n{:14} {:>9} {:>9} {:>9} {:>11} {:>10} {:>6} {:>7}",
+        "\n{}: {}, {} connections, server CPU {}\n\
+         {:14} {:>9} {:>9} {:>9} {:>11} {:>10} {:>6} {:>7} {:>8}",
         work.name,
+        work.handshake_words(),
         work.connections,
         work.unit(),
         "server",
@@ -222,6 +228,7 @@ fn print_table(work: Work, programs: &[Program], samples: &[Vec<Sample>]) {
         if work.is_bulk() { "GiB/s" } else { "ops/s" },
         "busy%",
         "queued%",
+        "resumed%",
     );
     for (program, samples) in programs.iter().zip(samples) {
         let Some((min, median, max)) = cost(samples) else {
@@ -231,9 +238,12 @@ fn print_table(work: Work, programs: &[Program], samples: &[Vec<Sample>]) {
         let middle =
             |field: fn(&Sample) -> f64| spread(samples.iter().map(field)).map_or(0.0, |s| s.1);
         let ratio = best_peer.map_or_else(|| "-".into(), |best| format!("{:.2}", median / best));
+        let resumed = spread(samples.iter().filter_map(|sample| sample.resumed))
+            .map_or_else(|| "-".into(), |(least, _, _)| format!("{:.2}", 100.0 * least));
         let digits = if work.is_bulk() { 2 } else { 0 };
         println!(
-            "{:14} {min:9.2} {median:9.2} {max:9.2} {ratio:>11} {:10.digits$} {:6.0} {:7.0}",
+            "{:14} {min:9.2} {median:9.2} {max:9.2} {ratio:>11} {:10.digits$} {:6.0} {:7.0} \
+             {resumed:>8}",
             program.name,
             middle(|sample| sample.rate),
             100.0 * middle(|sample| sample.busy),

@@ -5,18 +5,23 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, Tls12Resumption};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, ProtocolVersion, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::work::{Handshake, Work};
 use super::{Error, Result};
 
 /// The name in every certificate, and the one clients ask for.
 pub(crate) const NAME: &str = "bench.invalid";
+
+/// Sessions that a client keeps: one of TLS 1.2, or eight tickets of TLS 1.3, each used once, the
+/// newest first. rustls rounds this to servers, and there is one.
+const SESSIONS: usize = 8;
 
 /// The key of the certificate that servers present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -59,25 +64,45 @@ impl Certificate {
         Ok(Self { chain, key, both, der })
     }
 
-    /// What clients offer: TLS 1.3, `TLS_AES_128_GCM_SHA256`, X25519, no resumption. One offer for
-    /// all servers is what makes them do the same cryptography.
+    /// What one client offers: one version, AES-128-GCM with SHA-256, X25519, and its own earlier
+    /// sessions if `work` resumes. One offer for all servers is what makes them do the same
+    /// cryptography.
     ///
-    /// Without `check_signature` the client trusts the server's `CertificateVerify`: it costs the
-    /// server nothing less, and lets one client CPU keep up with one server CPU.
-    pub(crate) fn client_config(&self, check_signature: bool) -> Result<Arc<ClientConfig>> {
-        let provider = Arc::new(CryptoProvider {
-            cipher_suites: vec![cipher_suite::TLS13_AES_128_GCM_SHA256],
-            kx_groups: vec![kx_group::X25519],
-            ..aws_lc_rs::default_provider()
-        });
+    /// Without `check_signature` the client trusts the server's signature: it costs the server
+    /// nothing less, and lets one client CPU keep up with one server CPU.
+    pub(crate) fn client_config(
+        &self,
+        work: Work,
+        check_signature: bool,
+    ) -> Result<Arc<ClientConfig>> {
+        let (version, cipher_suites, kx_groups) = if work.version == ProtocolVersion::TLSv1_2 {
+            // The certificate's key decides between the two.
+            let suites = vec![
+                cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+                cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            ];
+            // P-256 is for the certificate's key (RFC 8422 section 5.1); servers choose X25519.
+            (&rustls::version::TLS12, suites, vec![kx_group::X25519, kx_group::SECP256R1])
+        } else {
+            let suites = vec![cipher_suite::TLS13_AES_128_GCM_SHA256];
+            (&rustls::version::TLS13, suites, vec![kx_group::X25519])
+        };
+        let provider =
+            Arc::new(CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() });
         let verifier =
             Pinned { expected: self.der.clone(), provider: Arc::clone(&provider), check_signature };
         let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_protocol_versions(&[version])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
-        config.resumption = Resumption::disabled();
+        config.resumption = match work.handshake {
+            // Room for none: unlike `disabled`, this asks for a ticket in TLS 1.2, too.
+            Handshake::Full => Resumption::in_memory_sessions(0),
+            Handshake::Ticket => Resumption::in_memory_sessions(SESSIONS),
+            Handshake::SessionId => Resumption::in_memory_sessions(SESSIONS)
+                .tls12_resumption(Tls12Resumption::SessionIdOnly),
+        };
         Ok(Arc::new(config))
     }
 }
@@ -128,6 +153,9 @@ impl ServerCertVerifier for Pinned {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        if !self.check_signature {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
         let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls12_signature(message, cert, dss, algorithms)
     }

@@ -11,10 +11,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
 };
-use rustls::{ClientConfig, ClientConnection};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 use rustls_pki_types::ServerName;
 
-use super::certificate::NAME;
+use super::certificate::{Certificate, NAME};
 use super::work::Work;
 use super::{Error, Result, payload};
 
@@ -27,6 +27,9 @@ const CHUNK_BYTES: u64 = 16 * 1024;
 const CHUNKS_PER_TURN: usize = 16;
 /// With no event for this long the server under test hangs.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Share of handshakes that must be of the kind that the work names, else the figure is another's.
+const RIGHT_KIND_MIN: f64 = 0.999;
 
 /// When a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,28 +75,74 @@ struct Moved {
     ended: bool,
 }
 
-/// The clients of one server.
+/// What a run completed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Done {
+    /// Operations; for bulk work bytes.
+    pub(crate) progress: u64,
+    /// Handshakes, as the clients saw them end.
+    pub(crate) handshakes: u64,
+    /// Those of them that resumed a session.
+    pub(crate) resumed: u64,
+}
+
+impl Done {
+    /// Share of the handshakes that resumed a session; `None` if there was no handshake.
+    #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
+    pub(crate) fn resumed_share(self) -> Option<f64> {
+        (self.handshakes > 0).then(|| self.resumed as f64 / self.handshakes as f64)
+    }
+
+    /// # Errors
+    /// The handshakes were not what `work` says.
+    fn check(self, work: Work) -> Result<()> {
+        let Some(share) = self.resumed_share() else {
+            return Ok(());
+        };
+        let right = if work.resumes() { share } else { 1.0 - share };
+        if right >= RIGHT_KIND_MIN {
+            return Ok(());
+        }
+        Err(format!(
+            "{:.1} % resumed of {} handshakes; `{}` is {}, and its figure would be of other work",
+            100.0 * share,
+            self.handshakes,
+            work.name,
+            work.handshake_words(),
+        )
+        .into())
+    }
+}
+
+/// The clients of one server. Each keeps its own sessions and has one connection at a time, so
+/// that a ticket of TLS 1.3, which is used once, is there for each connection: the server sends
+/// at least one before the answer.
 pub(crate) struct Clients {
     work: Work,
     target: SocketAddrV4,
-    config: Arc<ClientConfig>,
     epoll: Epoll,
+    /// What each client offers, with its sessions; as many as `connections`.
+    configs: Vec<Arc<ClientConfig>>,
     connections: Vec<Option<Connection>>,
     scratch: Vec<u8>,
     opened: u64,
     /// Operations that this run may still start.
     budget: u64,
-    /// Operations, or bytes for bulk work, completed in this run.
-    progress: u64,
+    /// What this run completed so far.
+    done: Done,
 }
 
 impl Clients {
-    /// Clients of the server at `target`; kept connections are opened at once, so that no run
-    /// measures their handshakes.
+    /// Clients of the server at `target`, which presents `certificate`. Kept connections are
+    /// opened at once, so that no run measures their handshakes; clients that resume get their
+    /// first sessions, and use them once.
+    ///
+    /// # Errors
+    /// As those of [`Clients::run`].
     pub(crate) fn connect(
         target: SocketAddr,
         work: Work,
-        config: Arc<ClientConfig>,
+        certificate: &Certificate,
     ) -> Result<Self> {
         let SocketAddr::V4(target) = target else {
             return Err("only IPv4 targets".into());
@@ -101,28 +150,42 @@ impl Clients {
         let mut clients = Self {
             work,
             target,
-            config,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            configs: std::iter::repeat_with(|| certificate.client_config(work, false))
+                .take(work.connections)
+                .collect::<Result<_>>()?,
             connections: std::iter::repeat_with(|| None).take(work.connections).collect(),
             scratch: vec![0; 256 * 1024],
             opened: 0,
             budget: 0,
-            progress: 0,
+            done: Done::default(),
         };
         if !work.closes {
             clients.run(Until::Connected)?;
         }
+        if work.resumes() {
+            // As many operations as clients are one of each.
+            let each_once = Until::Operations(work.connections as u64);
+            clients.drive(each_once)?;
+            clients.run(each_once)?;
+        }
         Ok(clients)
     }
 
-    /// Does the work `until` the end and returns how many operations were completed, for bulk
-    /// work how many bytes.
+    /// Does the work `until` the end.
     ///
     /// # Errors
     /// Any connection that fails, and a server that hangs: a benchmark of a server that loses
-    /// connections has no figure.
-    pub(crate) fn run(&mut self, until: Until) -> Result<u64> {
-        self.progress = 0;
+    /// connections has no figure. Handshakes that were not resumed where the work says so, or the
+    /// other way round.
+    pub(crate) fn run(&mut self, until: Until) -> Result<Done> {
+        self.drive(until)?;
+        self.done.check(self.work)?;
+        Ok(self.done)
+    }
+
+    fn drive(&mut self, until: Until) -> Result<()> {
+        self.done = Done::default();
         self.budget = match until {
             Until::Operations(count) => count,
             Until::Time(_) => u64::MAX,
@@ -146,13 +209,13 @@ impl Clients {
                 self.handle(at, event.events())?;
             }
         }
-        Ok(self.progress)
+        Ok(())
     }
 
     fn is_done(&self, until: Until) -> bool {
         match until {
             Until::Time(deadline) => Instant::now() >= deadline,
-            Until::Operations(count) => self.progress >= count,
+            Until::Operations(count) => self.done.progress >= count,
             Until::Connected => self
                 .connections
                 .iter()
@@ -162,7 +225,8 @@ impl Clients {
 
     /// Starts what the connection at `at` has to do next, if it waits for nothing.
     fn turn(&mut self, at: usize, connect_only: bool) -> Result<()> {
-        let Some(slot) = self.connections.get_mut(at) else {
+        let (Some(slot), Some(config)) = (self.connections.get_mut(at), self.configs.get(at))
+        else {
             return Ok(());
         };
         let idle = slot.as_ref().is_none_or(|connection| connection.phase == Phase::Idle);
@@ -174,7 +238,7 @@ impl Clients {
             let source = 1 + u8::try_from(self.opened % u64::from(SOURCES))?;
             self.opened += 1;
             let tcp = open(self.target, Ipv4Addr::new(127, 0, 0, source))?;
-            let tls = ClientConnection::new(Arc::clone(&self.config), ServerName::try_from(NAME)?)?;
+            let tls = ClientConnection::new(Arc::clone(config), ServerName::try_from(NAME)?)?;
             self.epoll.add(&tcp, EpollEvent::new(EpollFlags::EPOLLIN, at as u64))?;
             *slot = Some(Connection {
                 tcp,
@@ -212,12 +276,17 @@ impl Clients {
         let moved = connection
             .advance(self.work, events, &mut self.scratch, &self.epoll, at)
             .map_err(|error| Error::from(format!("connection in phase {phase:?}: {error}")))?;
+        if phase == Phase::Handshake && connection.phase != phase {
+            let resumed = connection.tls.handshake_kind() == Some(HandshakeKind::Resumed);
+            self.done.handshakes += 1;
+            self.done.resumed += u64::from(resumed);
+        }
         let answered = phase == Phase::Answer && connection.phase == Phase::Idle;
         if moved.ended {
             *slot = None;
         }
         if moved.ended || answered {
-            self.progress += 1;
+            self.done.progress += 1;
             self.turn(at, false)?;
         }
         self.count_bytes(moved);
@@ -226,7 +295,7 @@ impl Clients {
 
     fn count_bytes(&mut self, moved: Moved) {
         if self.work.is_bulk() {
-            self.progress += moved.sent.max(moved.received);
+            self.done.progress += moved.sent.max(moved.received);
         }
     }
 }

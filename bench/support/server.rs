@@ -191,10 +191,11 @@ impl Drop for Server {
     }
 }
 
-/// One blocking exchange: version, suite, group, certificate, signature and answer must be right.
+/// One blocking exchange after a full handshake: version, suite, group, certificate, signature and
+/// answer must be right.
 fn probe(mut stream: TcpStream, certificate: &Certificate, work: Work) -> Result<()> {
     stream.set_read_timeout(Some(START_LIMIT))?;
-    let config = certificate.client_config(true)?;
+    let config = certificate.client_config(work, true)?;
     let mut tls = ClientConnection::new(Arc::clone(&config), ServerName::try_from(NAME)?)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut stream)?;
