@@ -73,6 +73,15 @@ pub const CONNECTIONS_PER_WORKER_MAX: u32 = 1_048_576 / 2;
 /// Workers, at most.
 pub const WORKERS_MAX: usize = 1024;
 
+/// Intermediate certificates that a client may send with its own; more are refused as
+/// `client_certificate_chain_too_long`. Three can be put in 16 orders, of which each costs a
+/// signature's verification per authority; real client chains have one or none.
+pub const CLIENT_INTERMEDIATES_MAX: usize = 3;
+
+/// Bytes of the authorities' names that every client is told (RFC 8446 section 4.2.4, RFC 5246
+/// section 7.4.4, whose field would hold 65,535): about 150 of them, in one record.
+pub const CLIENT_AUTHORITY_NAMES_BYTES_MAX: usize = 15 * 1024;
+
 /// Bytes of a server name (RFC 1035 section 2.3.4).
 pub const SERVER_NAME_BYTES_MAX: usize = 255;
 

@@ -2,6 +2,7 @@
 //!
 //! Nothing here ever prints a byte of a key: errors of decoding are named, not quoted.
 
+mod clients;
 mod pem;
 
 use std::fmt;
@@ -16,8 +17,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate, X509Name};
 use x509_parser::public_key::PublicKey;
 
+pub use self::clients::{Authority, ClientAuthDescription, RevocationList};
 use self::pem::{Wanted, read, sections, sections_of};
 use crate::config::{CertificateFiles, Config, Position, server_name};
+use crate::tls::client_auth::ClientAuthPolicy;
 use crate::tls::provider::{Cpu, provider};
 use crate::tls::resolver::{NameTwice, NamedCertificate};
 use crate::tls::terms::{Terms, TermsError};
@@ -29,6 +32,8 @@ pub struct Loaded {
     pub terms: Vec<Arc<Terms>>,
     /// Every certificate, in the order of the configuration.
     pub certificates: Vec<Description>,
+    /// Every policy for client certificates, in the order of the configuration.
+    pub client_auth: Vec<ClientAuthDescription>,
 }
 
 /// What an operator wants to know of a certificate.
@@ -59,8 +64,13 @@ pub struct Description {
 impl Description {
     /// Whole days until it expires; below zero: since it has.
     pub fn days_left(&self, now: SystemTime) -> i64 {
-        (self.not_after - unix_seconds(now)).div_euclid(86_400)
+        days_left(self.not_after, now)
     }
+}
+
+/// Whole days until a Unix time in seconds; below zero: since then.
+pub fn days_left(until: i64, now: SystemTime) -> i64 {
+    (until - unix_seconds(now)).div_euclid(86_400)
 }
 
 /// What is wrong with a file.
@@ -80,6 +90,8 @@ pub enum Fault {
     Missing,
     /// Two certificates with the same kind of key serve one name.
     NameTwice,
+    /// It is no authority's certificate.
+    NotAuthority,
     /// There is no PEM section of the needed kind in it.
     NotInFile,
     /// Its time has not come.
@@ -88,6 +100,8 @@ pub enum Fault {
     Permission,
     /// The key file holds more than one.
     SeveralKeys,
+    /// Two revocation lists are about the same certificates.
+    SeveralLists,
     /// Another error of reading.
     Unreadable,
     /// No client can ask for it.
@@ -132,8 +146,11 @@ pub fn load(config: &Config) -> Result<Loaded, Vec<CertificateProblem>> {
 /// As [`load`].
 pub fn load_at(config: &Config, now: SystemTime) -> Result<Loaded, Vec<CertificateProblem>> {
     let provider = provider(&config.tls, Cpu::detect());
-    let mut loaded =
-        Loaded { terms: Vec::with_capacity(config.listeners.len()), certificates: Vec::new() };
+    let mut loaded = Loaded {
+        terms: Vec::with_capacity(config.listeners.len()),
+        certificates: Vec::new(),
+        client_auth: Vec::new(),
+    };
     let mut problems = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let mut named = Vec::with_capacity(listener.certificates.len());
@@ -146,12 +163,24 @@ pub fn load_at(config: &Config, now: SystemTime) -> Result<Loaded, Vec<Certifica
                 Err(problem) => problems.push(problem),
             }
         }
+        let client_auth = match &listener.client_auth {
+            None => Ok(ClientAuthPolicy::none()),
+            Some(files) => clients::policy(index, files, &provider, unix_seconds(now))
+                .map(|(policy, description)| {
+                    loaded.client_auth.push(description);
+                    policy
+                })
+                .map_err(|found| problems.extend(found)),
+        };
+        let Ok(client_auth) = client_auth else {
+            continue;
+        };
         if named.len() != listener.certificates.len() {
             continue;
         }
         let files = &listener.certificates;
         problems.extend(unreachable(files, &named, listener.unknown_name));
-        match Terms::build(listener, &config.tls, Arc::clone(&provider), &named) {
+        match Terms::build(listener, &config.tls, Arc::clone(&provider), &named, &client_auth) {
             Ok(terms) => loaded.terms.push(Arc::new(terms)),
             Err(TermsError::NamesTwice(twice)) => {
                 problems.extend(twice.iter().filter_map(|twice| name_twice(files, twice)));

@@ -6,6 +6,7 @@ use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 
+use super::client_auth::ClientAuthPolicy;
 use super::resolver::{NameTwice, NamedCertificate, Resolver};
 use crate::config::{Listener, Tls, TlsVersion};
 
@@ -50,6 +51,7 @@ impl Terms {
         tls: &Tls,
         provider: Arc<CryptoProvider>,
         certificates: &[NamedCertificate],
+        client_auth: &ClientAuthPolicy,
     ) -> Result<Self, TermsError> {
         debug_assert!(!certificates.is_empty(), "a checked listener has one");
         let resolver =
@@ -58,7 +60,7 @@ impl Terms {
         let versions: Vec<_> = tls.versions.iter().map(|version| version_of(*version)).collect();
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions)?
-            .with_no_client_auth()
+            .with_client_cert_verifier(client_auth.verifier())
             .with_cert_resolver(Arc::clone(&resolver) as _);
         config.alpn_protocols = listener.alpn.iter().map(|name| name.clone().into()).collect();
         // The order of suites was chosen for this CPU.
@@ -109,6 +111,7 @@ mod tests {
             backlog: 1,
             unknown_name,
             certificates: Vec::new(),
+            client_auth: None,
         }
     }
 
@@ -138,7 +141,8 @@ mod tests {
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let terms = Terms::build(listener, tls, ours, &certificates).expect("terms");
+        let terms = Terms::build(listener, tls, ours, &certificates, &ClientAuthPolicy::none())
+            .expect("terms");
         (terms, client)
     }
 

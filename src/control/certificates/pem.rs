@@ -9,7 +9,8 @@ use rustls_pki_types::pem::PemObject;
 
 use super::Fault;
 
-/// Bytes of a PEM file, at most. The longest real chains have about 20 KB.
+/// Bytes of a PEM file, at most. The longest real chains have about 20 KB; a revocation list of
+/// this size names some 20,000 certificates, and handshakes hash the whole of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What a PEM file is to hold, in the words of its errors.
