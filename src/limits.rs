@@ -82,6 +82,10 @@ pub const CLIENT_INTERMEDIATES_MAX: usize = 3;
 /// section 7.4.4, whose field would hold 65,535): about 150 of them, in one record.
 pub const CLIENT_AUTHORITY_NAMES_BYTES_MAX: usize = 15 * 1024;
 
+/// Bytes of a client certificate's common name that are told; a longer one is not told at all.
+/// Standard names have at most 64 characters (RFC 5280 appendix A.1), 4 bytes each.
+pub const CLIENT_NAME_BYTES_MAX: usize = 255;
+
 /// Bytes of a server name (RFC 1035 section 2.3.4).
 pub const SERVER_NAME_BYTES_MAX: usize = 255;
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use crate::io::Time;
 use crate::telemetry::labels::{CloseReason, Group, HandshakeOutcome, Span, Suite, Version};
 use crate::telemetry::record::Record;
+use crate::tls::client_auth::ClientCertificate;
 
 use super::context::Context;
 
@@ -29,6 +30,8 @@ pub struct Story {
     pub suite: Suite,
     /// Key exchange group.
     pub group: Group,
+    /// The client's certificate, which was verified; `None`: it showed none.
+    pub client_certificate: Option<ClientCertificate>,
     /// Index of the backend.
     pub backend: Option<u16>,
     /// Index of the connected server within its backend.
@@ -55,6 +58,7 @@ impl Story {
             version: Version::None,
             suite: Suite::None,
             group: Group::None,
+            client_certificate: None,
             backend: None,
             server: None,
             inbound_bytes: 0,
@@ -104,6 +108,8 @@ impl Story {
             version: self.version,
             suite: self.suite,
             group: self.group,
+            client_verified: self.client_certificate.is_some(),
+            client_name: self.client_certificate.and_then(|certificate| certificate.name),
             backend: self.backend,
             server: self.server,
             reason,

@@ -26,6 +26,11 @@ pub struct Record {
     pub suite: Suite,
     /// Key exchange group.
     pub group: Group,
+    /// The client showed a certificate, and it was verified.
+    pub client_verified: bool,
+    /// The common name of that certificate's subject, at most
+    /// [`crate::limits::CLIENT_NAME_BYTES_MAX`] bytes.
+    pub client_name: Option<Box<str>>,
     /// Index of the backend, once routed.
     pub backend: Option<u16>,
     /// Index of the server within its backend that was tried last.

@@ -1,4 +1,4 @@
-//! Client certificates: the policy of a listener.
+//! Client certificates: the policy of a listener, and what is kept of a certificate that met it.
 //!
 //! A certificate that is shown must be good, in both modes: who may go without one cannot pass with
 //! a bad one. With revocation lists every certificate below an authority needs a list of its issuer
@@ -18,9 +18,12 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     SignatureScheme,
 };
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::ClientAuthMode;
-use crate::limits::{CLIENT_AUTHORITY_NAMES_BYTES_MAX, CLIENT_INTERMEDIATES_MAX};
+use crate::limits::{
+    CLIENT_AUTHORITY_NAMES_BYTES_MAX, CLIENT_INTERMEDIATES_MAX, CLIENT_NAME_BYTES_MAX,
+};
 
 /// Which client certificates a listener asks for and takes.
 #[derive(Debug, Clone)]
@@ -202,6 +205,31 @@ impl ClientCertVerifier for Bounded {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_verify_schemes()
     }
+}
+
+/// What is remembered of a client's certificate; it was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The first common name of its subject. `None`: it has none, or one that cannot be told
+    /// whole: longer than [`CLIENT_NAME_BYTES_MAX`], with control characters, or no text.
+    pub name: Option<Box<str>>,
+    /// It was shown when the session began, not on this connection.
+    pub resumed: bool,
+}
+
+impl ClientCertificate {
+    /// Of a certificate that rustls has verified.
+    pub(super) fn new(verified: &CertificateDer<'_>, resumed: bool) -> Self {
+        Self { name: common_name(verified), resumed }
+    }
+}
+
+/// A name is told whole or not at all: a part of it could be another client's.
+fn common_name(certificate: &[u8]) -> Option<Box<str>> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    let fits = (1..=CLIENT_NAME_BYTES_MAX).contains(&name.len());
+    (fits && !name.chars().any(char::is_control)).then(|| name.into())
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
     WriteTraffic,
 };
-use rustls::{CipherSuite, NamedGroup, ProtocolVersion, ServerConfig};
+use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig};
 
+use super::client_auth::ClientCertificate;
 use super::failure::Failure;
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
@@ -210,6 +211,13 @@ impl Session {
     /// Negotiated ALPN protocol.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.tls.alpn_protocol()
+    }
+
+    /// The client's certificate, verified; `None`: it showed none.
+    pub fn client_certificate(&self) -> Option<ClientCertificate> {
+        let certificate = self.tls.peer_certificates()?.first()?;
+        let resumed = self.tls.handshake_kind() == Some(HandshakeKind::Resumed);
+        Some(ClientCertificate::new(certificate, resumed))
     }
 
     /// Negotiated version.

@@ -1,4 +1,4 @@
-//! Policies, with certificates made on the spot.
+//! Policies and names, with certificates made on the spot.
 
 use std::time::Duration;
 
@@ -114,4 +114,21 @@ fn names_that_no_client_could_be_told_are_refused() {
     let many: Vec<_> = (0..60).map(|n| authority(&format!("{n:300}")).0).collect();
     let error = ClientAuthPolicy::build(ClientAuthMode::Required, &many, &[], &provider());
     assert!(matches!(error, Err(PolicyError::Names(bytes)) if bytes > 60 * 300), "{error:?}");
+}
+
+#[test]
+fn common_name_is_told_whole_or_not_at_all() {
+    let longest = "é".repeat(CLIENT_NAME_BYTES_MAX / 2) + "x";
+    assert_eq!(longest.len(), CLIENT_NAME_BYTES_MAX);
+    assert_eq!(common_name(&with_names(&["alice"])).as_deref(), Some("alice"));
+    assert_eq!(common_name(&with_names(&[&longest])).as_deref(), Some(longest.as_str()));
+    for untold in [&format!("{longest}x"), "", "a\0b", "a\r\nb", "a\u{85}b"] {
+        assert_eq!(common_name(&with_names(&[untold])), None, "{untold:?}");
+    }
+    assert_eq!(common_name(&with_names(&[])), None);
+    assert_eq!(common_name(b""), None);
+    let whole = with_names(&["alice"]);
+    for length in 0..whole.len() {
+        assert_eq!(common_name(&whole[..length]), None, "cut at {length}");
+    }
 }
