@@ -91,6 +91,19 @@ pub const CLOCK_SETTLED: Duration = Duration::from_secs(300);
 /// By how much the clock and its steady sister may differ between two looks, a second apart.
 pub const CLOCK_JUMP: Duration = Duration::from_secs(5);
 
+/// Intermediate certificates that a client may send with its own; more are refused as
+/// `client_certificate_chain_too_long`. Three can be put in 16 orders, of which each costs a
+/// signature's verification per authority; real client chains have one or none.
+pub const CLIENT_INTERMEDIATES_MAX: usize = 3;
+
+/// Bytes of the authorities' names that every client is told (RFC 8446 section 4.2.4, RFC 5246
+/// section 7.4.4, whose field would hold 65,535): about 150 of them, in one record.
+pub const CLIENT_AUTHORITY_NAMES_BYTES_MAX: usize = 15 * 1024;
+
+/// Bytes of a client certificate's common name that are told; a longer one is not told at all.
+/// Standard names have at most 64 characters (RFC 5280 appendix A.1), 4 bytes each.
+pub const CLIENT_NAME_BYTES_MAX: usize = 255;
+
 /// Bytes of a server name (RFC 1035 section 2.3.4).
 pub const SERVER_NAME_BYTES_MAX: usize = 255;
 

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::ProxyVersion;
+use crate::limits::CLIENT_NAME_BYTES_MAX;
 use crate::telemetry::labels::{Label, Suite, Version};
 
 /// Bytes of a header, at most: version 2, IPv6, and every TLV as long as it can be.
@@ -16,6 +17,7 @@ pub const HEADER_BYTES_MAX: usize = PREFIX_BYTES
     + 2 * 2
     + 2 * (TLV_HEADER_BYTES + FIELD_BYTES_MAX)
     + (TLV_HEADER_BYTES + SSL_FIXED_BYTES)
+    + (TLV_HEADER_BYTES + CLIENT_NAME_BYTES_MAX)
     + 2 * (TLV_HEADER_BYTES + LABEL_BYTES_MAX);
 
 /// The longest line of version 1 that we write (section 2.1).
@@ -32,6 +34,7 @@ const LABEL_BYTES_MAX: usize = 64;
 /// The smallest segment that any path carries over IPv6: 1,280 less 40 and 20.
 const SEGMENT_BYTES_MIN: usize = 1220;
 
+const _: () = assert!(CLIENT_NAME_BYTES_MAX <= FIELD_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX <= HEADER_BYTES_MAX);
 // The receiver may insist on the header in one piece.
 const _: () = assert!(HEADER_BYTES_MAX <= SEGMENT_BYTES_MIN);
@@ -44,9 +47,15 @@ const TYPE_ALPN: u8 = 0x01;
 const TYPE_AUTHORITY: u8 = 0x02;
 const TYPE_SSL: u8 = 0x20;
 const SUBTYPE_SSL_VERSION: u8 = 0x21;
+const SUBTYPE_SSL_CN: u8 = 0x22;
 const SUBTYPE_SSL_CIPHER: u8 = 0x23;
 const CLIENT_SSL: u8 = 0x01;
-/// `verify`: anything but zero, which would claim a verified client certificate.
+/// The client showed a certificate on this connection.
+const CLIENT_CERT_CONN: u8 = 0x02;
+/// The client showed a certificate in this session, on this connection or an earlier one.
+const CLIENT_CERT_SESS: u8 = 0x04;
+/// `verify`: zero for a client certificate that was verified, else anything else.
+const VERIFIED: [u8; 4] = 0_u32.to_be_bytes();
 const NOT_VERIFIED: [u8; 4] = 1_u32.to_be_bytes();
 
 /// What a server is told. Version 1 carries the addresses only.
@@ -62,22 +71,34 @@ pub struct Header<'a> {
     /// The server name that the client asked for.
     pub authority: Option<&'a str>,
     /// What was negotiated with the client; `None`: it did not speak TLS with us.
-    pub tls: Option<Tls>,
+    pub tls: Option<Tls<'a>>,
 }
 
 /// What was negotiated with the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tls {
+pub struct Tls<'a> {
     /// Told as `TLSv1.2` or `TLSv1.3`.
     pub version: Version,
     /// Told by its OpenSSL name, see [`cipher_name`].
     pub suite: Suite,
+    /// The client's certificate; `None`: it showed none.
+    pub certificate: Option<Certificate<'a>>,
+}
+
+/// A client certificate that was verified; who shows a bad one comes no further than the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Certificate<'a> {
+    /// The subject's common name, at most [`CLIENT_NAME_BYTES_MAX`].
+    pub name: Option<&'a str>,
+    /// It was shown when the session began, not on this connection.
+    pub resumed: bool,
 }
 
 /// Writes the header to the front of `out` and returns its length.
 ///
 /// `None`, with `out` in any state, when it does not fit; it always fits [`HEADER_BYTES_MAX`]
-/// unless ALPN or authority are longer than 255 bytes, which TLS does not allow.
+/// unless ALPN or authority are longer than 255 bytes, which TLS does not allow, or the client's
+/// name is longer than [`CLIENT_NAME_BYTES_MAX`].
 pub fn encode(version: ProxyVersion, header: &Header<'_>, out: &mut [u8]) -> Option<usize> {
     let mut writer = Writer { out, len: 0 };
     match version {
@@ -203,12 +224,22 @@ fn binary(header: &Header<'_>, writer: &mut Writer<'_>) -> Option<()> {
 }
 
 /// Section 2.2.6.
-fn ssl(tls: Tls, writer: &mut Writer<'_>) -> Option<()> {
+fn ssl(tls: Tls<'_>, writer: &mut Writer<'_>) -> Option<()> {
     writer.put(&[TYPE_SSL])?;
     let length = writer.begin_length()?;
-    writer.put(&[CLIENT_SSL])?;
-    writer.put(&NOT_VERIFIED)?;
+    let (client, verify) = match tls.certificate {
+        None => (CLIENT_SSL, NOT_VERIFIED),
+        Some(Certificate { resumed: true, .. }) => (CLIENT_SSL | CLIENT_CERT_SESS, VERIFIED),
+        Some(Certificate { resumed: false, .. }) => {
+            (CLIENT_SSL | CLIENT_CERT_SESS | CLIENT_CERT_CONN, VERIFIED)
+        }
+    };
+    writer.put(&[client])?;
+    writer.put(&verify)?;
     writer.tlv(SUBTYPE_SSL_VERSION, tls.version.label().as_bytes())?;
+    if let Some(name) = tls.certificate.and_then(|certificate| certificate.name) {
+        writer.tlv(SUBTYPE_SSL_CN, name.as_bytes())?;
+    }
     if let Some(cipher) = cipher_name(tls.suite) {
         writer.tlv(SUBTYPE_SSL_CIPHER, cipher.as_bytes())?;
     }

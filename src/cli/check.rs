@@ -14,7 +14,9 @@ use crate::config::{
 use crate::control::capacity::{
     self, CapacityError, DESCRIPTORS_RESERVED, RING_DESCRIPTORS_MAX, Shape,
 };
-use crate::control::certificates::{self, CertificateProblem, Description, Fault};
+use crate::control::certificates::{
+    self, CertificateProblem, ClientAuthDescription, Description, Fault,
+};
 use crate::control::rotation::Rotation;
 use crate::control::{exit, resolve, topology, unix_time};
 use crate::sys::probe::{self, Memory, ProbeError};
@@ -24,6 +26,10 @@ use crate::tls::provider::{Cpu, suite_order};
 /// Days before a certificate's expiry from which on `check` warns: two weeks are what is left when
 /// an automatic renewal, due a month before, has failed for a fortnight.
 const EXPIRY_WARNING_DAYS: i64 = 14;
+
+/// Days before a revocation list's next update from which on `check` warns. Lists are made every
+/// few hours to every month; the newer one of most is there a day before.
+const NEXT_UPDATE_WARNING_DAYS: i64 = 1;
 
 /// Columns of the report.
 const WIDTH: usize = 100;
@@ -120,7 +126,10 @@ pub(super) fn report(config_path: &Path, now: SystemTime) -> Report {
     }
     backend_section(&mut report, &config);
     match certificates::load_at(&config, now) {
-        Ok(loaded) => certificate_section(&mut report, &config, &loaded.certificates, now),
+        Ok(loaded) => {
+            certificate_section(&mut report, &config, &loaded.certificates, now);
+            client_auth_section(&mut report, &config, &loaded.client_auth, now);
+        }
         Err(problems) => {
             for problem in &problems {
                 report.problem(certificate_exit_code(problem), &problem.to_string());
@@ -233,8 +242,7 @@ fn certificate_section(
 ) {
     report.heading("Certificates");
     for certificate in certificates {
-        let listener = config.listeners.get(certificate.listener);
-        let listener = listener.map_or("", |listener| listener.name.as_str());
+        let listener = listener_name(config, certificate.listener);
         let path = certificate.chain.display();
         report.line(&format!("{path} (listener {listener})"));
         let names = match certificate.names.as_slice() {
@@ -263,6 +271,64 @@ fn certificate_section(
             report.warn(&format!(
                 "{path} is to be served for {names}, which it does not list; clients will refuse it"
             ));
+        }
+    }
+}
+
+fn listener_name(config: &Config, index: usize) -> &str {
+    config.listeners.get(index).map_or("", |listener| listener.name.as_str())
+}
+
+fn client_auth_section(
+    report: &mut Report,
+    config: &Config,
+    policies: &[ClientAuthDescription],
+    now: SystemTime,
+) {
+    if policies.is_empty() {
+        return;
+    }
+    report.heading("Client certificates");
+    for policy in policies {
+        let listener = listener_name(config, policy.listener);
+        report.line(&format!("listener {listener}: {}, issued by", policy.mode.name()));
+        let ca = policy.ca.display();
+        for authority in &policy.authorities {
+            let subject = &authority.subject;
+            let days = certificates::days_left(authority.not_after, now);
+            let until = date(authority.not_after);
+            report.line(&format!("    {subject} in {ca}; expires {until}, {days} days left"));
+            if days < EXPIRY_WARNING_DAYS {
+                report.warn(&format!(
+                    "{subject} in {ca} expires in {days} days; then nothing starts with this file: \
+                     add its successor, and take it out before"
+                ));
+            }
+            if authority.lacks_list {
+                report.warn(&format!(
+                    "listener.client_auth.crl has no list of {subject}: whoever it issued to is \
+                     refused; add its list, or leave crl out"
+                ));
+            }
+        }
+        let Some(crl) = &policy.crl else {
+            report.line("revocation is not checked (no listener.client_auth.crl)");
+            continue;
+        };
+        let crl = crl.display();
+        for list in &policy.revocation_lists {
+            let (issuer, revoked) = (&list.issuer, list.revoked);
+            let days = certificates::days_left(list.next_update, now);
+            let until = date(list.next_update);
+            report.line(&format!(
+                "    {crl} of {issuer}: {revoked} revoked; next update {until}, {days} days left"
+            ));
+            if days < NEXT_UPDATE_WARNING_DAYS {
+                report.warn(&format!(
+                    "{crl}: the list of {issuer} counts for less than a day more; then all its \
+                     clients are refused: put the newer one there and start again"
+                ));
+            }
         }
     }
 }

@@ -263,6 +263,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
                 chain_at: at("chain"),
                 key_at: at("key"),
             }],
+            client_auth: None,
         }],
         backends: vec![Backend {
             name: "origin".into(),

@@ -154,6 +154,8 @@ pub struct Listener {
     pub unknown_name: UnknownName,
     /// `[[listener.certificate]]`, at least one; the first is the default.
     pub certificates: Vec<CertificateFiles>,
+    /// `[listener.client_auth]`; absent: no client is asked for a certificate.
+    pub client_auth: Option<ClientAuth>,
 }
 
 /// `unknown_name`: what happens when no certificate matches the client's server name.
@@ -178,6 +180,45 @@ pub struct CertificateFiles {
     pub chain_at: Position,
     /// Where `key` stands, for errors.
     pub key_at: Position,
+}
+
+/// `[listener.client_auth]`: who must show a certificate, and which certificates are good.
+#[derive(Debug, Clone)]
+pub struct ClientAuth {
+    /// `mode`.
+    pub mode: ClientAuthMode,
+    /// `ca`: PEM, the certificates of one or more authorities that issue to clients.
+    pub ca: NamedFile,
+    /// `crl`: PEM, one or more revocation lists; absent: revocation is not checked.
+    pub crl: Option<NamedFile>,
+}
+
+/// `mode` of `[listener.client_auth]`. A certificate that is not good ends the handshake in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuthMode {
+    /// `"required"`: no handshake without a certificate.
+    Required,
+    /// `"optional"`: a client may go without.
+    Optional,
+}
+
+impl ClientAuthMode {
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Optional => "optional",
+        }
+    }
+}
+
+/// A file, and where the configuration names it.
+#[derive(Debug, Clone)]
+pub struct NamedFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Where it stands, for errors.
+    pub at: Position,
 }
 
 /// A place in the configuration file.

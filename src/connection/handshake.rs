@@ -104,6 +104,7 @@ fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {
         story.version = session.version();
         story.suite = session.suite();
         story.group = session.group();
+        story.client_certificate = session.client_certificate();
         story.alpn = session.alpn().map(|alpn| String::from_utf8_lossy(alpn).into());
     }
     cx.counters.versions.of(story.version).add(1);

@@ -3,7 +3,7 @@
 //! Meanwhile the client may send: up to the high-water mark of its direction is taken, the rest
 //! waits in the kernel. A server that does not answer costs one more try, on another server.
 
-use crate::backend::proxy_protocol::{self, Header, Tls};
+use crate::backend::proxy_protocol::{self, Certificate, Header, Tls};
 use crate::io::{Kind, Operation, Side};
 use crate::limits::CONNECT_TRIES_MAX;
 use crate::telemetry::labels::{CloseReason, Span};
@@ -161,12 +161,17 @@ impl Route {
             return Some(());
         };
         let story = &common.story;
+        let certificate = story.client_certificate.as_ref();
+        let certificate = certificate.map(|certificate| Certificate {
+            name: certificate.name.as_deref(),
+            resumed: certificate.resumed,
+        });
         let header = Header {
             client: story.client,
             local: story.local,
             alpn: story.alpn.as_deref().map(str::as_bytes),
             authority: story.server_name.as_deref(),
-            tls: Some(Tls { version: story.version, suite: story.suite }),
+            tls: Some(Tls { version: story.version, suite: story.suite, certificate }),
         };
         let mut bytes = [0; proxy_protocol::HEADER_BYTES_MAX];
         let len = proxy_protocol::encode(version, &header, &mut bytes)?;

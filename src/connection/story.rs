@@ -7,6 +7,7 @@ use crate::telemetry::labels::{
     CloseReason, Group, HandshakeOutcome, ResumptionKind, ResumptionResult, Span, Suite, Version,
 };
 use crate::telemetry::record::Record;
+use crate::tls::client_auth::ClientCertificate;
 
 use super::context::Context;
 
@@ -33,6 +34,8 @@ pub struct Story {
     pub group: Group,
     /// What the client offered to resume, and what came of it.
     pub resumption: Option<(ResumptionKind, ResumptionResult)>,
+    /// The client's certificate, which was verified; `None`: it showed none.
+    pub client_certificate: Option<ClientCertificate>,
     /// Index of the backend.
     pub backend: Option<u16>,
     /// Index of the connected server within its backend.
@@ -60,6 +63,7 @@ impl Story {
             suite: Suite::None,
             group: Group::None,
             resumption: None,
+            client_certificate: None,
             backend: None,
             server: None,
             inbound_bytes: 0,
@@ -110,6 +114,8 @@ impl Story {
             suite: self.suite,
             group: self.group,
             resumption: self.resumption,
+            client_verified: self.client_certificate.is_some(),
+            client_name: self.client_certificate.and_then(|certificate| certificate.name),
             backend: self.backend,
             server: self.server,
             reason,

@@ -114,6 +114,7 @@ mod tests {
             backlog: 7,
             unknown_name: UnknownName::Default,
             certificates: Vec::new(),
+            client_auth: None,
         }
     }
 

@@ -2,9 +2,11 @@
 //!
 //! Nothing here ever prints a byte of a key: errors of decoding are named, not quoted.
 
+mod clients;
+mod pem;
+
 use std::fmt;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,13 +17,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate, X509Name};
 use x509_parser::public_key::PublicKey;
 
+pub use self::clients::{Authority, ClientAuthDescription, RevocationList};
+use self::pem::{Wanted, read, sections, sections_of};
 use crate::config::{CertificateFiles, Config, Position, server_name};
+use crate::tls::client_auth::ClientAuthPolicy;
 use crate::tls::provider::{Cpu, provider};
 use crate::tls::resolver::{NameTwice, NamedCertificate};
 use crate::tls::terms::{Terms, TermsError};
-
-/// Bytes of a PEM file, at most. The longest real chains have about 20 KB.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What the configuration's certificates give.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub struct Loaded {
     pub terms: Vec<Arc<Terms>>,
     /// Every certificate, in the order of the configuration.
     pub certificates: Vec<Description>,
+    /// Every policy for client certificates, in the order of the configuration.
+    pub client_auth: Vec<ClientAuthDescription>,
 }
 
 /// What an operator wants to know of a certificate.
@@ -60,8 +64,13 @@ pub struct Description {
 impl Description {
     /// Whole days until it expires; below zero: since it has.
     pub fn days_left(&self, now: SystemTime) -> i64 {
-        (self.not_after - unix_seconds(now)).div_euclid(86_400)
+        days_left(self.not_after, now)
     }
+}
+
+/// Whole days until a Unix time in seconds; below zero: since then.
+pub fn days_left(until: i64, now: SystemTime) -> i64 {
+    (until - unix_seconds(now)).div_euclid(86_400)
 }
 
 /// What is wrong with a file.
@@ -81,6 +90,8 @@ pub enum Fault {
     Missing,
     /// Two certificates with the same kind of key serve one name.
     NameTwice,
+    /// It is no authority's certificate.
+    NotAuthority,
     /// There is no PEM section of the needed kind in it.
     NotInFile,
     /// Its time has not come.
@@ -89,6 +100,8 @@ pub enum Fault {
     Permission,
     /// The key file holds more than one.
     SeveralKeys,
+    /// Two revocation lists are about the same certificates.
+    SeveralLists,
     /// Another error of reading.
     Unreadable,
     /// No client can ask for it.
@@ -133,8 +146,11 @@ pub fn load(config: &Config) -> Result<Loaded, Vec<CertificateProblem>> {
 /// As [`load`].
 pub fn load_at(config: &Config, now: SystemTime) -> Result<Loaded, Vec<CertificateProblem>> {
     let provider = provider(&config.tls, Cpu::detect());
-    let mut loaded =
-        Loaded { terms: Vec::with_capacity(config.listeners.len()), certificates: Vec::new() };
+    let mut loaded = Loaded {
+        terms: Vec::with_capacity(config.listeners.len()),
+        certificates: Vec::new(),
+        client_auth: Vec::new(),
+    };
     let mut problems = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let mut named = Vec::with_capacity(listener.certificates.len());
@@ -147,13 +163,25 @@ pub fn load_at(config: &Config, now: SystemTime) -> Result<Loaded, Vec<Certifica
                 Err(problem) => problems.push(problem),
             }
         }
+        let client_auth = match &listener.client_auth {
+            None => Ok(ClientAuthPolicy::none()),
+            Some(files) => clients::policy(index, files, &provider, unix_seconds(now))
+                .map(|(policy, description)| {
+                    loaded.client_auth.push(description);
+                    policy
+                })
+                .map_err(|found| problems.extend(found)),
+        };
+        let Ok(client_auth) = client_auth else {
+            continue;
+        };
         if named.len() != listener.certificates.len() {
             continue;
         }
         let files = &listener.certificates;
         problems.extend(unreachable(files, &named, listener.unknown_name));
-        let (tls, resumption) = (&config.tls, &config.resumption);
-        match Terms::build(listener, tls, resumption, Arc::clone(&provider), &named) {
+        let (tls, resumption, provider) = (&config.tls, &config.resumption, Arc::clone(&provider));
+        match Terms::build(listener, tls, resumption, provider, &named, &client_auth) {
             Ok(terms) => loaded.terms.push(Arc::new(terms)),
             Err(TermsError::NamesTwice(twice)) => {
                 problems.extend(twice.iter().filter_map(|twice| name_twice(files, twice)));
@@ -280,24 +308,12 @@ fn covers(listed: &[String], name: &String) -> bool {
 fn read_chain(
     files: &CertificateFiles,
 ) -> Result<Vec<CertificateDer<'static>>, CertificateProblem> {
-    let path = &files.chain;
-    let pem = read(path).map_err(|(fault, why)| chain_problem(files, fault, why))?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let chain = chain.map_err(|_| {
-        let message = "is damaged: a PEM section's base64 or its END line is wrong; copy it again";
-        chain_problem(files, Fault::Malformed, message)
-    })?;
-    if !chain.is_empty() {
-        return Ok(chain);
-    }
-    let message = if pem.starts_with(&[0x30]) {
-        let path = path.display();
-        format!("is DER, not PEM; convert it: openssl x509 -inform der -in {path} -out chain.pem")
-    } else {
-        let found = sections(&pem);
-        format!("holds no certificate (BEGIN CERTIFICATE){found}; name the file of the chain here")
+    let wanted = Wanted {
+        what: "certificate (BEGIN CERTIFICATE)",
+        file: "the file of the chain",
+        convert: "openssl x509",
     };
-    Err(chain_problem(files, Fault::NotInFile, message))
+    sections_of(&files.chain, &wanted).map_err(|(fault, why)| chain_problem(files, fault, why))
 }
 
 fn read_key(files: &CertificateFiles) -> Result<PrivateKeyDer<'static>, CertificateProblem> {
@@ -356,52 +372,6 @@ fn parse_key(
     })
 }
 
-/// Kinds of PEM sections in a file, as a remark; labels only, never contents.
-fn sections(pem: &[u8]) -> String {
-    let text = String::from_utf8_lossy(pem);
-    let label = |line: &str| {
-        let label = line.trim_end().strip_prefix("-----BEGIN ")?.strip_suffix("-----")?;
-        let legal = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == ' ';
-        (label.len() <= 32 && label.chars().all(legal)).then(|| label.to_owned())
-    };
-    let mut labels: Vec<String> = text.lines().filter_map(label).collect();
-    labels.dedup();
-    labels.truncate(4);
-    if labels.is_empty() {
-        ", nor anything else in PEM".to_owned()
-    } else {
-        format!(", only {}", labels.join(", "))
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, (Fault, String)> {
-    let length = std::fs::metadata(path).map(|metadata| (metadata.is_file(), metadata.len()));
-    match length {
-        Ok((false, _)) => {
-            let message = "is not a regular file; name a PEM file".to_owned();
-            return Err((Fault::Unreadable, message));
-        }
-        Ok((true, length)) if length > FILE_BYTES_MAX => {
-            let message =
-                format!("has {length} bytes, more than a PEM file can need; at most 1 MiB");
-            return Err((Fault::Unreadable, message));
-        }
-        Ok(_) | Err(_) => {}
-    }
-    std::fs::read(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => {
-            let message = "there is no such file; correct the path, or put the file there";
-            (Fault::Missing, message.to_owned())
-        }
-        ErrorKind::PermissionDenied => {
-            let message = "this user may not read it; start as root, or give this user's group \
-                           read access to the file and search access to its directories";
-            (Fault::Permission, message.to_owned())
-        }
-        _ => (Fault::Unreadable, format!("cannot be read: {error}")),
-    })
-}
-
 fn describe(
     listener: usize,
     files: &CertificateFiles,
@@ -418,7 +388,8 @@ fn describe(
     }
     for (index, certificate) in parsed.iter().enumerate() {
         if index == 0 || !is_self_signed(certificate) {
-            validity(files, index, certificate, now)?;
+            validity(index, certificate, now)
+                .map_err(|(fault, why)| chain_problem(files, fault, why))?;
         }
     }
     for (index, (below, above)) in parsed.iter().zip(parsed.iter().skip(1)).enumerate() {
@@ -446,16 +417,15 @@ fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
 }
 
 fn validity(
-    files: &CertificateFiles,
     index: usize,
     certificate: &X509Certificate<'_>,
     now: i64,
-) -> Result<(), CertificateProblem> {
+) -> Result<(), (Fault, String)> {
     let validity = certificate.validity();
     let which = format!("certificate {} in it ({})", index + 1, short_name(certificate.subject()));
     if validity.not_after.timestamp() < now {
         let message = format!("{which} expired on {}; renew it", validity.not_after);
-        return Err(chain_problem(files, Fault::Expired, message));
+        return Err((Fault::Expired, message));
     }
     if validity.not_before.timestamp() > now {
         let message = format!(
@@ -463,7 +433,7 @@ fn validity(
              timedatectl)",
             validity.not_before,
         );
-        return Err(chain_problem(files, Fault::NotYetValid, message));
+        return Err((Fault::NotYetValid, message));
     }
     Ok(())
 }

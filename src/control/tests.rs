@@ -35,6 +35,7 @@ pub(super) fn config(directory: &Path) -> Config {
                 chain_at: at(),
                 key_at: at(),
             }],
+            client_auth: None,
         }],
         backends: vec![Backend {
             name: "app".into(),

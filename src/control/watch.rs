@@ -183,6 +183,14 @@ fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
         HandshakeOutcome::Draining => {
             return format!("; timeouts.drain is {:?}", values.timeouts.drain);
         }
+        HandshakeOutcome::ClientCertificateStatusUnknown => {
+            return "; listener.client_auth.crl has no list of an issuer, or one past its next \
+                    update: put the newer one there and start again"
+                .to_owned();
+        }
+        HandshakeOutcome::ClientCertificateRequired => "listener.client_auth.mode",
+        HandshakeOutcome::ClientCertificateRevoked => "listener.client_auth.crl",
+        HandshakeOutcome::ClientCertificateUnknownIssuer => "listener.client_auth.ca",
         HandshakeOutcome::NoApplicationProtocol => "listener.alpn",
         HandshakeOutcome::NoSharedCertificate | HandshakeOutcome::UnrecognizedName => {
             "listener.certificate"
@@ -194,6 +202,9 @@ fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
         | HandshakeOutcome::BadHandshake
         | HandshakeOutcome::BadRecord
         | HandshakeOutcome::ClientAlert
+        | HandshakeOutcome::ClientCertificateChainTooLong
+        | HandshakeOutcome::ClientCertificateExpired
+        | HandshakeOutcome::ClientCertificateRefused
         | HandshakeOutcome::ClientClosed
         | HandshakeOutcome::ClientReset
         | HandshakeOutcome::InternalError

@@ -83,12 +83,27 @@ labels! {
     HandshakeOutcome {
         /// Complete.
         Ok = "ok",
-        /// The client's Certificate, key exchange or signature data was refused.
+        /// The client's messages were refused: out of order, or with key exchange data of no use.
         BadHandshake = "bad_handshake",
         /// A TLS record that does not parse, does not authenticate or lies about its length.
         BadRecord = "bad_record",
         /// The client sent a fatal alert; most often it does not trust our certificate.
         ClientAlert = "client_alert",
+        /// The client sent more than `limits::CLIENT_INTERMEDIATES_MAX` intermediate certificates.
+        ClientCertificateChainTooLong = "client_certificate_chain_too_long",
+        /// The client's certificate, or one above it, is past its time, or its time has not come.
+        ClientCertificateExpired = "client_certificate_expired",
+        /// The client's certificate is not good for another reason: a signature that does not fit,
+        /// one that is not meant for clients, a constraint that it breaks.
+        ClientCertificateRefused = "client_certificate_refused",
+        /// The client sent no certificate where `client_auth.mode` requires one.
+        ClientCertificateRequired = "client_certificate_required",
+        /// `client_auth.crl` lists the client's certificate, or one above it.
+        ClientCertificateRevoked = "client_certificate_revoked",
+        /// `client_auth.crl` has no list of an issuer, or one past its next update: ours to mend.
+        ClientCertificateStatusUnknown = "client_certificate_status_unknown",
+        /// No authority of `client_auth.ca` stands above the client's certificate.
+        ClientCertificateUnknownIssuer = "client_certificate_unknown_issuer",
         /// The client closed before the handshake was complete.
         ClientClosed = "client_closed",
         /// More than `limits.client_hello_bytes` without a complete `ClientHello`.

@@ -30,6 +30,11 @@ pub struct Record {
     pub group: Group,
     /// What the client offered to resume, and what came of it; `None`: it offered nothing.
     pub resumption: Option<(ResumptionKind, ResumptionResult)>,
+    /// The client showed a certificate, and it was verified.
+    pub client_verified: bool,
+    /// The common name of that certificate's subject, at most
+    /// [`crate::limits::CLIENT_NAME_BYTES_MAX`] bytes.
+    pub client_name: Option<Box<str>>,
     /// Index of the backend, once routed.
     pub backend: Option<u16>,
     /// Index of the server within its backend that was tried last.

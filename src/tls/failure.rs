@@ -1,7 +1,8 @@
 //! Why a session ended early: rustls's errors as small values with bounded labels.
 
-use rustls::{AlertDescription, Error, InvalidMessage, PeerIncompatible};
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
+use super::client_auth::ChainTooLong;
 use crate::telemetry::labels::HandshakeOutcome;
 
 /// Who broke what.
@@ -36,6 +37,10 @@ fn outcome(error: &Error) -> HandshakeOutcome {
         Error::AlertReceived(_) => HandshakeOutcome::ClientAlert,
         Error::NoApplicationProtocol => HandshakeOutcome::NoApplicationProtocol,
         Error::PeerIncompatible(incompatible) => incompatible_outcome(incompatible),
+        Error::NoCertificatesPresented => HandshakeOutcome::ClientCertificateRequired,
+        Error::InvalidCertificate(error) => certificate_outcome(error),
+        // About a list of ours: the client can do nothing about it.
+        Error::InvalidCertRevocationList(_) => HandshakeOutcome::ClientCertificateStatusUnknown,
         Error::InvalidMessage(
             InvalidMessage::InvalidContentType
             | InvalidMessage::UnknownProtocolVersion
@@ -53,6 +58,27 @@ fn outcome(error: &Error) -> HandshakeOutcome {
             HandshakeOutcome::InternalError
         }
         _ => HandshakeOutcome::BadHandshake,
+    }
+}
+
+/// One label for each cure: another certificate, a new one, a newer list.
+fn certificate_outcome(error: &CertificateError) -> HandshakeOutcome {
+    match error {
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => HandshakeOutcome::ClientCertificateExpired,
+        CertificateError::Revoked => HandshakeOutcome::ClientCertificateRevoked,
+        CertificateError::UnknownRevocationStatus
+        | CertificateError::ExpiredRevocationList
+        | CertificateError::ExpiredRevocationListContext { .. } => {
+            HandshakeOutcome::ClientCertificateStatusUnknown
+        }
+        CertificateError::UnknownIssuer => HandshakeOutcome::ClientCertificateUnknownIssuer,
+        CertificateError::Other(error) if error.0.is::<ChainTooLong>() => {
+            HandshakeOutcome::ClientCertificateChainTooLong
+        }
+        _ => HandshakeOutcome::ClientCertificateRefused,
     }
 }
 

@@ -11,6 +11,7 @@ use rustls::unbuffered::{
 };
 use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig};
 
+use super::client_auth::ClientCertificate;
 use super::failure::Failure;
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
@@ -215,6 +216,13 @@ impl Session {
     /// Negotiated ALPN protocol.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.tls.alpn_protocol()
+    }
+
+    /// The client's certificate, verified; `None`: it showed none.
+    pub fn client_certificate(&self) -> Option<ClientCertificate> {
+        let certificate = self.tls.peer_certificates()?.first()?;
+        let resumed = self.tls.handshake_kind() == Some(HandshakeKind::Resumed);
+        Some(ClientCertificate::new(certificate, resumed))
     }
 
     /// Negotiated version.

@@ -6,9 +6,9 @@ use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 
+use super::client_auth::ClientAuthPolicy;
 use super::resolver::{NameTwice, NamedCertificate, Resolver};
 use super::resumption::bridge::Bridge;
-use super::resumption::{Fingerprint, fingerprint};
 use crate::config::{Listener, Resumption, ResumptionMode, Tls, TlsVersion};
 
 /// What one listener offers to its clients.
@@ -58,6 +58,7 @@ impl Terms {
         resumption: &Resumption,
         provider: Arc<CryptoProvider>,
         certificates: &[NamedCertificate],
+        client_auth: &ClientAuthPolicy,
     ) -> Result<Self, TermsError> {
         debug_assert!(!certificates.is_empty(), "a checked listener has one");
         let resolver =
@@ -66,7 +67,7 @@ impl Terms {
         let versions: Vec<_> = tls.versions.iter().map(|version| version_of(*version)).collect();
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions)?
-            .with_no_client_auth()
+            .with_client_cert_verifier(client_auth.verifier())
             .with_cert_resolver(Arc::clone(&resolver) as _);
         config.alpn_protocols = listener.alpn.iter().map(|name| name.clone().into()).collect();
         // The order of suites was chosen for this CPU.
@@ -77,7 +78,7 @@ impl Terms {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         } else {
-            let bridge = Arc::new(Bridge::new(&listener.name, no_client_auth()));
+            let bridge = Arc::new(Bridge::new(&listener.name, client_auth.fingerprint()));
             config.ticketer = Arc::clone(&bridge) as _;
             config.session_storage = Arc::clone(&bridge) as _;
             config.time_provider = bridge;
@@ -102,11 +103,6 @@ impl Terms {
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
-}
-
-/// What stands for the policy of asking no client for a certificate.
-fn no_client_auth() -> Fingerprint {
-    fingerprint(&[b"client authentication: none"])
 }
 
 fn version_of(version: TlsVersion) -> &'static rustls::SupportedProtocolVersion {
@@ -136,6 +132,7 @@ mod tests {
             backlog: 1,
             unknown_name,
             certificates: Vec::new(),
+            client_auth: None,
         }
     }
 
@@ -165,8 +162,9 @@ mod tests {
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let terms = Terms::build(listener, tls, &Resumption::default(), ours, &certificates)
-            .expect("terms");
+        let (resumption, nobody) = (Resumption::default(), ClientAuthPolicy::none());
+        let terms =
+            Terms::build(listener, tls, &resumption, ours, &certificates, &nobody).expect("terms");
         (terms, client)
     }
 

@@ -15,6 +15,7 @@
 mod support;
 
 mod bad_input;
+mod client_auth;
 mod content;
 mod handshake;
 mod http;

@@ -129,7 +129,7 @@ fn haproxy_learns_addresses_and_authority() {
 
 /// A PROXY v2 header taken apart, as the specification lays it out (section 2.2).
 #[derive(Debug)]
-struct Header {
+pub(crate) struct Header {
     command: u8,
     family: u8,
     source: SocketAddr,
@@ -155,7 +155,7 @@ impl Header {
         }
     }
 
-    fn value(&self, kind: u8) -> Option<&[u8]> {
+    pub(crate) fn value(&self, kind: u8) -> Option<&[u8]> {
         let mut found = self.values.iter().filter(|(k, _)| *k == kind);
         let value = found.next().map(|(_, value)| value.as_slice());
         assert!(found.next().is_none(), "type {kind:#x} twice: {self:?}");
@@ -163,7 +163,7 @@ impl Header {
     }
 }
 
-fn type_length_values(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
+pub(crate) fn type_length_values(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let mut values = Vec::new();
     while let [kind, high, low, rest @ ..] = bytes {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
@@ -175,7 +175,7 @@ fn type_length_values(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
 }
 
 /// A backend that takes the header apart, tells it, and echoes what follows.
-fn header_backend() -> (Backend, mpsc::Receiver<Header>) {
+pub(crate) fn header_backend() -> (Backend, mpsc::Receiver<Header>) {
     let (sender, receiver) = mpsc::channel();
     let backend = Backend::new(move |mut stream: TcpStream| {
         let header = Header::read(&mut stream);

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::support::backend::Backend;
-use crate::support::certificates::authority_file;
+use crate::support::certificates::{Authority, authority_file};
 use crate::support::client;
 use crate::support::peers::peer;
 use crate::support::process::{all, run};
@@ -221,6 +221,67 @@ fn a_session_never_goes_on_under_another_name_or_at_another_listener() {
         // It was not used up by that.
         assert!(openssl.resumes(server.address, NAME, args), "{kind}");
     }
+}
+
+/// The same listener's name and the same secret, and another rule about who is let in: a client that
+/// began where none was asked for must not get in where one is, nor under another authority.
+#[test]
+fn a_session_never_goes_on_under_another_client_authentication_policy() {
+    let shared = tempfile::tempdir().unwrap();
+    let secret = shared.path().join("tickets.secret");
+    let made = run(Command::new(BINARY).arg("secret").arg(&secret), b"", LIMIT);
+    assert!(made.status.success(), "{}", all(&made));
+    let start = |client_auth: &str| {
+        let table = format!("[resumption]\nsecret_file = {secret:?}");
+        let mut setup = Setup::new(greeter()).tables(&table);
+        setup.client_auth = client_auth.to_owned();
+        setup.start()
+    };
+    let policy = |mode: &str, authority: &Authority, name: &str| {
+        let ca = shared.path().join(name);
+        std::fs::write(&ca, authority.pem()).unwrap();
+        format!("mode = \"{mode}\"\nca = {ca:?}\n")
+    };
+    let (ours, theirs) = (Authority::new("Ours"), Authority::new("Theirs"));
+    let everyone = start("");
+    let members = start(&policy("required", &ours, "ours.pem"));
+    let others = start(&policy("optional", &theirs, "theirs.pem"));
+    let Some(openssl) = Openssl::new(&everyone) else {
+        return;
+    };
+    let member = ours.client(shared.path(), "member", |_| {});
+    let identity = ["-cert", path(&member.chain), "-key", path(&member.key)];
+    for (kind, args) in &OPENSSL[..2] {
+        // Nobody in particular at the door of members: neither with a ticket nor without.
+        openssl.begin(NAME, args);
+        let session = openssl.session.to_str().unwrap();
+        let output =
+            openssl.run(members.address, NAME, &[args, &["-sess_in", session][..]].concat());
+        assert!(!output.contains("hello from behind"), "{kind}: {output}");
+        members.wait_metric(&resumptions(kind, "other_policy"), 1.0);
+        assert!(!openssl.resumes(others.address, NAME, args), "{kind}");
+        others.wait_metric(&resumptions(kind, "other_policy"), 1.0);
+
+        // A member is one again on return, and not elsewhere.
+        let as_member = [args, &identity[..]].concat();
+        let output =
+            openssl.run(members.address, NAME, &[&as_member[..], &["-sess_out", session]].concat());
+        assert!(output.contains("hello from behind"), "{kind}: {output}");
+        assert!(openssl.resumes(members.address, NAME, args), "{kind}");
+        assert!(!openssl.resumes(others.address, NAME, args), "{kind}");
+        assert!(!openssl.resumes(everyone.address, NAME, args), "{kind}");
+    }
+    let records = members.wait_records(6);
+    for record in &records {
+        let is_let_in = record["handshake"] == "ok";
+        assert_eq!(record["client_verified"], is_let_in, "{record}");
+        let name = if is_let_in { "member".into() } else { serde_json::Value::Null };
+        assert_eq!(record["client_name"], name, "{record}");
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 #[test]

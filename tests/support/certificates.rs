@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
+    RevokedCertParams, RsaKeySize, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 
@@ -23,27 +24,92 @@ pub(crate) enum Kind {
     Rsa,
 }
 
-struct Authority {
+/// Issues certificates and revocation lists.
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     der: CertificateDer<'static>,
     pem: String,
 }
 
-fn authority() -> &'static Authority {
-    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
-    AUTHORITY.get_or_init(|| {
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let params = Self::params(name);
+        let certificate = params.self_signed(&key).unwrap();
+        Self::of(&certificate, params, key)
+    }
+
+    /// An authority below this one.
+    pub(crate) fn intermediate(&self, name: &str) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let params = Self::params(name);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Self::of(&certificate, params, key)
+    }
+
+    fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        params.distinguished_name.push(DnType::CommonName, "Test authority");
-        let certificate = params.self_signed(&key).unwrap();
-        Authority {
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::CrlSign,
+        ];
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+    }
+
+    fn of(certificate: &rcgen::Certificate, params: CertificateParams, key: KeyPair) -> Self {
+        Self {
             der: certificate.der().clone(),
             pem: certificate.pem(),
             issuer: Issuer::new(params, key),
         }
-    })
+    }
+
+    /// Its certificate.
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// A client's certificate for `name`, changed by `change`, written into `dir`.
+    pub(crate) fn client(
+        &self,
+        dir: &Path,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Files {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        write(dir, name, &certificate, &key)
+    }
+
+    /// A list, in PEM, that revokes these serial numbers and counts until the year `until` begins.
+    pub(crate) fn revocation_list(&self, revoked: &[u64], until: i32) -> String {
+        let revoked = revoked.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: rcgen::date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2024, 1, 1),
+            next_update: rcgen::date_time_ymd(until, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+}
+
+fn authority() -> &'static Authority {
+    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
+    AUTHORITY.get_or_init(|| Authority::new("Test authority"))
 }
 
 /// The authority's certificate, for rustls clients.
@@ -88,6 +154,10 @@ fn leaf_with(
     change(&mut params);
     let certificate = params.signed_by(&key, &authority().issuer).unwrap();
     let stem = format!("{}-{kind:?}", names[0].replace('*', "any")).to_lowercase();
+    write(dir, &stem, &certificate, &key)
+}
+
+fn write(dir: &Path, stem: &str, certificate: &rcgen::Certificate, key: &KeyPair) -> Files {
     let files =
         Files { chain: dir.join(format!("{stem}.pem")), key: dir.join(format!("{stem}.key")) };
     std::fs::write(&files.chain, certificate.pem()).unwrap();

@@ -39,6 +39,8 @@ pub(crate) struct Setup {
     pub(crate) servers: Vec<String>,
     /// `backend.send_proxy_protocol`.
     pub(crate) proxy_protocol: Option<&'static str>,
+    /// Lines of `[listener.client_auth]`; empty: there is none.
+    pub(crate) client_auth: String,
     /// Whole tables more, such as `[limits]`.
     pub(crate) tables: String,
     /// `admin.bind`.
@@ -63,6 +65,7 @@ impl Setup {
             certificates: vec![(leaf, Vec::new())],
             servers: vec![server.to_string()],
             proxy_protocol: None,
+            client_auth: String::new(),
             tables: String::new(),
             admin: address::free(),
         }
@@ -122,6 +125,9 @@ impl Setup {
             if !names.is_empty() {
                 writeln!(toml, "names = {names:?}").unwrap();
             }
+        }
+        if !self.client_auth.is_empty() {
+            write!(toml, "\n[listener.client_auth]\n{}", self.client_auth).unwrap();
         }
         toml.push_str("\n[[backend]]\nname = \"app\"\n");
         if let Some(version) = self.proxy_protocol {

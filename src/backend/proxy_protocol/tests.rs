@@ -118,7 +118,11 @@ fn binary_tells_alpn_authority_and_tls() {
         &Header {
             alpn: Some(b"h2"),
             authority: Some("app.example"),
-            tls: Some(Tls { version: Version::Tls13, suite: Suite::Tls13Aes128GcmSha256 }),
+            tls: Some(Tls {
+                version: Version::Tls13,
+                suite: Suite::Tls13Aes128GcmSha256,
+                certificate: None,
+            }),
             ..header("192.168.0.1:56324", Some("192.168.0.11:443"))
         },
     );
@@ -133,6 +137,29 @@ fn binary_tells_alpn_authority_and_tls() {
         b"\x23\x00\x16TLS_AES_128_GCM_SHA256",
     ];
     assert_eq!(bytes[28..], expected.concat());
+}
+
+/// The SSL TLV (section 2.2.6) of a client with this certificate.
+fn ssl_value(certificate: Option<Certificate<'static>>) -> Vec<u8> {
+    let tls = Tls { version: Version::Tls12, suite: Suite::None, certificate };
+    let header = Header { tls: Some(tls), ..header("192.0.2.1:5", Some("192.0.2.2:443")) };
+    encoded(ProxyVersion::V2, &header)[28..].to_vec()
+}
+
+#[test]
+fn client_certificate_sets_flags_verify_and_name() {
+    let version = b"\x21\x00\x07TLSv1.2";
+    let without = ssl_value(None);
+    assert_eq!(without, [&b"\x20\x00\x0f\x01\x00\x00\x00\x01"[..], version].concat());
+    let alice = Certificate { name: Some("alice"), resumed: false };
+    let here = ssl_value(Some(alice));
+    let expected = [&b"\x20\x00\x17\x07\x00\x00\x00\x00"[..], version, b"\x22\x00\x05alice"];
+    assert_eq!(here, expected.concat());
+    // Shown when the session began: PP2_CLIENT_CERT_SESS without PP2_CLIENT_CERT_CONN.
+    let earlier = ssl_value(Some(Certificate { resumed: true, ..alice }));
+    assert_eq!((earlier[3], &earlier[4..]), (0x05, &here[4..]));
+    let nameless = ssl_value(Some(Certificate { name: None, resumed: false }));
+    assert_eq!(nameless, [&b"\x20\x00\x0f\x07\x00\x00\x00\x00"[..], version].concat());
 }
 
 #[test]
@@ -154,7 +181,11 @@ fn longest_fields_fit_and_longer_ones_are_refused() {
     let full = Header {
         alpn: Some(longest.as_bytes()),
         authority: Some(longest),
-        tls: Some(Tls { version: Version::Tls12, suite: Suite::EcdheEcdsaAes256GcmSha384 }),
+        tls: Some(Tls {
+            version: Version::Tls12,
+            suite: Suite::EcdheEcdsaAes256GcmSha384,
+            certificate: Some(Certificate { name: Some(longest), resumed: false }),
+        }),
         ..header("[2001:db8::1]:1", address)
     };
     assert!(encoded(ProxyVersion::V2, &full).len() <= HEADER_BYTES_MAX);

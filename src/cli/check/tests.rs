@@ -120,6 +120,66 @@ fn names_that_the_certificate_does_not_cover_are_warned_of() {
 }
 
 #[test]
+fn client_certificates_are_shown_with_what_runs_out() {
+    let (directory, path) = site("");
+    assert!(!report(&path, SystemTime::now()).text.contains("Client certificates"));
+    let year = |year| rcgen::date_time_ymd(year, 1, 1);
+    let mut authorities = String::new();
+    let mut list = String::new();
+    for (name, until) in [("Clients", 2060), ("Others", 2050)] {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("names");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        (params.not_before, params.not_after) = (year(2020), year(until));
+        authorities += &params.self_signed(&key).expect("certificate").pem();
+        let issuer = rcgen::Issuer::new(params, key);
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: year(2020),
+            next_update: year(2040),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        if list.is_empty() {
+            list = params.signed_by(&issuer).expect("list").pem().expect("PEM");
+        }
+    }
+    std::fs::write(directory.path().join("ca.pem"), authorities).expect("written");
+    std::fs::write(directory.path().join("crl.pem"), list).expect("written");
+    let text = std::fs::read_to_string(&path).expect("text");
+    let section = "[listener.client_auth]\nmode = \"optional\"\nca = \"ca.pem\"\n";
+    let seen = |more: &str, days_before: i64| {
+        let with = text.replace("[[backend]]", &format!("{section}{more}[[backend]]"));
+        std::fs::write(&path, with).expect("written");
+        // Before 2040-01-01.
+        let seconds = 2_208_988_800 - days_before * 86_400;
+        let report = report(&path, UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs()));
+        assert_eq!(report.problems, "");
+        fits_the_terminal(&report);
+        report.text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let shown = seen("crl = \"crl.pem\"\n", 10);
+    for part in [
+        "listener https: optional, issued by",
+        "expires 2060-01-01",
+        "of Clients: 0 revoked; next update 2040-01-01, 10 days left",
+        "warning: listener.client_auth.crl has no list of Others",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(!shown.contains("has no list of Clients"), "{shown}");
+    assert!(!shown.contains("counts for less than a day"), "{shown}");
+    assert!(
+        seen("crl = \"crl.pem\"\n", 0).contains("the list of Clients counts for less than a day")
+    );
+    let shown = seen("", -3650 + 10);
+    assert!(shown.contains("revocation is not checked"), "{shown}");
+    assert!(shown.contains("Others in") && shown.contains("expires in 13 days"), "{shown}");
+}
+
+#[test]
 fn dates_are_those_of_the_calendar() {
     assert_eq!(date(0), "1970-01-01");
     assert_eq!(date(951_782_400), "2000-02-29");

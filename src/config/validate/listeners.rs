@@ -1,4 +1,4 @@
-//! `[[listener]]` and `[[listener.certificate]]`.
+//! `[[listener]]`, `[[listener.certificate]]` and `[listener.client_auth]`.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::{Binds, address, choice, label, list, number};
 use crate::config::raw::{Reader, Table, quoted};
 use crate::config::{
-    Backend, CertificateFiles, Listener, Position, UnknownName, defaults, server_name,
+    Backend, CertificateFiles, ClientAuth, ClientAuthMode, Listener, NamedFile, Position,
+    UnknownName, defaults, server_name,
 };
 
 pub(super) fn listeners<'d>(
@@ -28,6 +29,7 @@ pub(super) fn listeners<'d>(
         let choices = [("default", UnknownName::Default), ("refuse", UnknownName::Refuse)];
         let unknown_name = choice(reader, &mut table, "unknown_name", &choices);
         let certificates = certificates(reader, &mut table);
+        let client_auth = client_auth(reader, &mut table);
         table.finish(reader);
         if let (Some(name), Some(backend)) = (name, backend) {
             listeners.push(Listener {
@@ -38,6 +40,7 @@ pub(super) fn listeners<'d>(
                 backlog,
                 unknown_name: unknown_name.unwrap_or(UnknownName::Default),
                 certificates,
+                client_auth,
             });
         }
     }
@@ -119,13 +122,37 @@ fn certificates<'d>(reader: &mut Reader<'d>, table: &mut Table<'d>) -> Vec<Certi
     certificates
 }
 
-/// A path; a relative one starts at the configuration file's directory, wherever we are started.
+fn client_auth<'d>(reader: &mut Reader<'d>, table: &mut Table<'d>) -> Option<ClientAuth> {
+    let mut table = table.table(reader, "client_auth");
+    if !table.is_present() {
+        return None;
+    }
+    let choices = [ClientAuthMode::Required, ClientAuthMode::Optional].map(|m| (m.name(), m));
+    table.require(reader, "mode", "one of \"required\", \"optional\"");
+    let mode = choice(reader, &mut table, "mode", &choices);
+    let ca = file(reader, &mut table, "ca");
+    let crl = path(reader, &mut table, "crl");
+    table.finish(reader);
+    let named = |(path, at)| NamedFile { path, at };
+    Some(ClientAuth { mode: mode?, ca: ca.map(named)?, crl: crl.map(named) })
+}
+
+/// A [`path`] that must be there.
 fn file<'d>(
     reader: &mut Reader<'d>,
     table: &mut Table<'d>,
     key: &'static str,
 ) -> Option<(PathBuf, Position)> {
     table.require(reader, key, "the path of a PEM file");
+    path(reader, table, key)
+}
+
+/// A path; a relative one starts at the configuration file's directory, wherever we are started.
+fn path<'d>(
+    reader: &mut Reader<'d>,
+    table: &mut Table<'d>,
+    key: &'static str,
+) -> Option<(PathBuf, Position)> {
     let item = table.string(reader, key, "the path of a PEM file")?;
     if item.value.is_empty() {
         reader.refuse(&item.at, "\"\"", "expected the path of a PEM file");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::{ConfigError, ServerAddress, UnknownName};
+use crate::config::{ClientAuthMode, ConfigError, ServerAddress, UnknownName};
 
 const SMALLEST: &str = r#"
 [[listener]]
@@ -47,6 +47,7 @@ fn smallest_file_gets_every_default() {
     assert_eq!((listener.backend, listener.backlog), (0, 4096));
     assert_eq!(listener.unknown_name, UnknownName::Default);
     assert!(listener.alpn.is_empty());
+    assert!(listener.client_auth.is_none());
     assert_eq!(config.tls.versions, [TlsVersion::Tls12, TlsVersion::Tls13]);
     assert_eq!(config.tls.cipher_suites, None);
     assert_eq!(config.limits.client_hello_bytes, 16 * 1024);
@@ -135,6 +136,57 @@ fn whatever_stands_twice_is_refused() {
     assert!(
         report_with(&listener.replace(":443", ":444")).contains("this name is taken by line 3")
     );
+}
+
+/// The smallest file with a section `[listener.client_auth]`.
+fn with_client_auth(keys: &str) -> String {
+    SMALLEST.replace("[[backend]]", &format!("[listener.client_auth]\n{keys}[[backend]]"))
+}
+
+#[test]
+fn client_auth_is_read_with_its_files_and_their_places() {
+    let text = with_client_auth("mode = \"optional\"\nca = \"ca.pem\"\ncrl = \"/etc/crl.pem\"\n");
+    let config = parse(&text).expect("valid");
+    let client_auth = config.listeners[0].client_auth.as_ref().expect("there");
+    assert_eq!(client_auth.mode, ClientAuthMode::Optional);
+    assert_eq!(client_auth.ca.path, Path::new("/etc/p/ca.pem"));
+    assert_eq!(client_auth.ca.at.key, "listener[0].client_auth.ca");
+    assert_eq!(client_auth.ca.at.line, 11);
+    let crl = client_auth.crl.as_ref().expect("there");
+    assert_eq!((crl.path.as_path(), crl.at.line), (Path::new("/etc/crl.pem"), 12));
+    let text = with_client_auth("mode = \"required\"\nca = \"ca.pem\"\n");
+    let client_auth = parse(&text).expect("valid").listeners.remove(0).client_auth.expect("there");
+    assert_eq!(client_auth.mode, ClientAuthMode::Required);
+    assert!(client_auth.crl.is_none());
+}
+
+#[test]
+fn client_auth_without_mode_or_authorities_is_refused() {
+    for (keys, told) in [
+        ("ca = \"ca.pem\"\n", ":9: listener[0].client_auth.mode: is missing; expected one of"),
+        ("mode = \"required\"\n", ":9: listener[0].client_auth.ca: is missing; expected the path"),
+        (
+            "mode = \"on\"\nca = \"ca.pem\"\n",
+            ":10: listener[0].client_auth.mode = \"on\": expected one of \"required\", \
+             \"optional\"",
+        ),
+        ("mode = \"required\"\nca = \"\"\n", "client_auth.ca = \"\": expected the path"),
+        (
+            "mode = \"required\"\nca = \"ca.pem\"\ncrl = 3\n",
+            "client_auth.crl = 3: expected the path of a PEM file",
+        ),
+        (
+            "mode = \"required\"\nca = \"ca.pem\"\ncrls = \"x\"\n",
+            "client_auth.crls: unknown key; did you mean \"crl\"?",
+        ),
+    ] {
+        let report = report_of(&with_client_auth(keys));
+        assert!(report.contains(told), "{keys}: {report}");
+        assert!(!report.contains("\n\n"), "one problem only: {report}");
+    }
+    let text = SMALLEST.replace("backend = \"app\"", "backend = \"app\"\nclient_auth = \"yes\"");
+    let report = report_of(&text);
+    assert!(report.contains("client_auth = \"yes\": expected a table, written"), "{report}");
 }
 
 /// What is written, how the report shows it, and what it says is accepted.
@@ -303,6 +355,9 @@ fn example_file_documents_every_key() {
         "chain",
         "key",
         "names",
+        "mode",
+        "ca",
+        "crl",
         "address",
         "send_proxy_protocol",
         "versions",

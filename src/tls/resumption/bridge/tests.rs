@@ -9,6 +9,7 @@ use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, Serve
 use super::*;
 use crate::config::{GROUPS, Listener, Resumption as Section, ResumptionMode};
 use crate::config::{Tls, TlsVersion, UnknownName};
+use crate::tls::client_auth::ClientAuthPolicy;
 use crate::tls::hello::{Peek, TLS12, peek};
 use crate::tls::provider::{Cpu, provider};
 use crate::tls::resolver::NamedCertificate;
@@ -56,12 +57,14 @@ fn set_up(mode: ResumptionMode, version: TlsVersion) -> (Server, Client) {
             alpn: Vec::new(),
             backlog: 1,
             unknown_name: UnknownName::Default,
+            client_auth: None,
             certificates: Vec::new(),
         };
         let certificates =
             [NamedCertificate { names: names.clone(), certified: Arc::clone(&certified) }];
         let section = Section { mode, ..Section::default() };
-        Terms::build(&listener, &tls, &section, Arc::clone(&ours), &certificates).unwrap()
+        let nobody = ClientAuthPolicy::none();
+        Terms::build(&listener, &tls, &section, Arc::clone(&ours), &certificates, &nobody).unwrap()
     };
     let mut roots = RootCertStore::empty();
     roots.add(der).unwrap();
