@@ -4,5 +4,6 @@ pub mod failure;
 pub mod hello;
 pub mod provider;
 pub mod resolver;
+pub mod resumption;
 pub mod session;
 pub mod terms;
