@@ -81,8 +81,17 @@ pub const TICKET_BYTES_MAX: usize = 12 * 1024;
 /// having talked to several servers of one name.
 pub const PSK_IDENTITIES_MAX: u8 = 4;
 
-/// Sessions of one cache, at most.
-pub const SESSIONS_MAX: u32 = 100_000_000;
+/// Sessions of one cache, at most: 1.7 GB of entries besides their states.
+pub const SESSIONS_MAX: u32 = 1 << 24;
+
+/// Sessions that all workers share, at least: each of 64 shards keeps some.
+pub const SHARED_SESSIONS_MIN: u32 = 1024;
+
+/// Bytes of one session's state, at most: a few certificates of a client, and no more.
+pub const SESSION_STATE_BYTES_MAX: usize = 16 * 1024;
+
+/// Expired sessions that one insert drops, at most: more than it adds, so that they become fewer.
+pub const EXPIRED_PER_INSERT_MAX: u32 = 2;
 
 /// Without a jump of the clock for this long, or a quarter of an epoch if that is shorter, the secrets
 /// of epochs that are over are forgotten.

@@ -13,7 +13,8 @@ use crate::limits;
 /// Shorter epochs are for tests of rotation; the longest lets `lifetime` be used up.
 const EPOCH: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(604_800);
 const LIFETIME_SHORTEST: Duration = Duration::from_secs(1);
-const SESSION_BYTES: RangeInclusive<u64> = 1 << 20..=64 << 30;
+/// At least one session with many client certificates in each shard.
+const SESSION_BYTES: RangeInclusive<u64> = 2 << 20..=64 << 30;
 
 pub(super) fn resumption<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Resumption {
     let mut table = root.table(reader, "resumption");
@@ -33,7 +34,8 @@ pub(super) fn resumption<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> R
     let default = Resumption::default();
     let lifetimes = LIFETIME_SHORTEST..=7 * DAY;
     let sessions = 0..=limits::SESSIONS_MAX;
-    let bytes = "\"1MiB\" to \"64GiB\"";
+    let shared = limits::SHARED_SESSIONS_MIN..=limits::SESSIONS_MAX;
+    let bytes = "\"2MiB\" to \"64GiB\"";
     let resumption = Resumption {
         mode: choice(reader, &mut table, "mode", &modes).unwrap_or(default.mode),
         secret_file,
@@ -45,7 +47,7 @@ pub(super) fn resumption<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> R
             .unwrap_or(default.tickets_per_handshake),
         sessions_per_worker: number(reader, &mut table, "sessions_per_worker", &sessions)
             .unwrap_or(default.sessions_per_worker),
-        sessions: number(reader, &mut table, "sessions", &sessions).unwrap_or(default.sessions),
+        sessions: number(reader, &mut table, "sessions", &shared).unwrap_or(default.sessions),
         session_bytes: size(reader, &mut table, "session_bytes", &SESSION_BYTES, bytes)
             .unwrap_or(default.session_bytes),
     };

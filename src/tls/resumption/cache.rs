@@ -14,19 +14,11 @@ use std::hash::{BuildHasher, RandomState};
 use zeroize::Zeroize;
 
 use super::Binding;
-
-/// Bytes of one session's state, at most: a few certificates of a client, and no more.
-pub const STATE_BYTES_MAX: usize = 16 * 1024;
-
-/// Entries of one cache, at most, whatever is asked for: 1.7 GB without the states.
-pub const ENTRIES_MAX: u32 = 1 << 24;
+use crate::limits::{EXPIRED_PER_INSERT_MAX, SESSION_STATE_BYTES_MAX, SESSIONS_MAX};
 
 /// Bytes that an entry takes besides its state: its place in the slab, and its share of the table,
 /// which is two buckets at most.
 pub const ENTRY_BYTES: usize = size_of::<Node>() + 2 * size_of::<u32>();
-
-/// Expired entries that one insert drops, at most: more than it adds, so that they become fewer.
-pub const EXPIRED_PER_INSERT_MAX: u32 = 2;
 
 /// The slot where the circle of entries begins and ends; it holds none. In a chain: the end.
 const HUB: u32 = 0;
@@ -101,7 +93,7 @@ pub enum Miss {
 /// Why a session was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// Its state is longer than [`STATE_BYTES_MAX`], or it is larger than the whole cache (in L2:
+    /// Its state is longer than [`SESSION_STATE_BYTES_MAX`], or it is larger than the whole cache (in L2:
     /// than a shard).
     TooLarge,
     /// Another worker was busy with the same shard (L2 only).
@@ -156,7 +148,7 @@ impl Cache {
     /// kept for the next session when one leaves.
     pub fn new(entries: u32, bytes: usize) -> Self {
         let entries_that_fit = u32::try_from(bytes / ENTRY_BYTES).unwrap_or(u32::MAX);
-        let entries_max = entries.min(entries_that_fit).min(ENTRIES_MAX);
+        let entries_max = entries.min(entries_that_fit).min(SESSIONS_MAX);
         let mut nodes = Vec::with_capacity(entries_max as usize + 1);
         nodes.push(Node::vacant());
         Self {
@@ -206,13 +198,13 @@ impl Cache {
     ///
     /// First up to [`EXPIRED_PER_INSERT_MAX`] expired sessions leave from the cold end, then
     /// the coldest ones until it fits: one, if all are of a size, and fewer than 160, if it is of
-    /// [`STATE_BYTES_MAX`] and they are empty.
+    /// [`SESSION_STATE_BYTES_MAX`] and they are empty.
     ///
     /// # Errors
     /// [`Refusal::TooLarge`]; then nothing has changed.
     pub fn insert(&mut self, id: SessionId, stored: Stored, now: u32) -> Result<(), Refusal> {
         let bytes = stored.bytes();
-        let too_long = stored.state.len() > STATE_BYTES_MAX;
+        let too_long = stored.state.len() > SESSION_STATE_BYTES_MAX;
         if too_long || bytes > self.bytes_max || self.entries_max == 0 {
             return Err(Refusal::TooLarge);
         }

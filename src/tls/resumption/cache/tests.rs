@@ -102,7 +102,7 @@ impl Model {
 
     fn insert(&mut self, id: SessionId, stored: Stored, now: u32) -> Result<(), Refusal> {
         let alone = self.entries_max > 0 && stored.bytes() <= self.bytes_max;
-        if !alone || stored.state.len() > STATE_BYTES_MAX {
+        if !alone || stored.state.len() > SESSION_STATE_BYTES_MAX {
             return Err(Refusal::TooLarge);
         }
         self.remove(id);
@@ -135,7 +135,7 @@ fn step() -> impl Strategy<Value = Step> {
     let len = prop_oneof![
         8 => 0_usize..300,
         1 => 1000_usize..4000,
-        1 => STATE_BYTES_MAX - 1..STATE_BYTES_MAX + 2,
+        1 => SESSION_STATE_BYTES_MAX - 1..SESSION_STATE_BYTES_MAX + 2,
     ];
     prop_oneof![
         20 => id().prop_map(Step::Get),
@@ -240,8 +240,8 @@ fn inserts_alone_get_rid_of_what_has_expired() {
 #[test]
 fn a_state_beyond_the_limit_is_refused_and_changes_nothing() {
     let mut cache = Cache::new(10, 1 << 20);
-    cache.insert(id(0), stored(0, STATE_BYTES_MAX, 10), 0).unwrap();
-    let refused = cache.insert(id(0), stored(1, STATE_BYTES_MAX + 1, 10), 0);
+    cache.insert(id(0), stored(0, SESSION_STATE_BYTES_MAX, 10), 0).unwrap();
+    let refused = cache.insert(id(0), stored(1, SESSION_STATE_BYTES_MAX + 1, 10), 0);
     assert_eq!(refused, Err(Refusal::TooLarge));
     assert_eq!(cache.get(&id(0), 0).unwrap().binding.listener, [0; 8]);
 
@@ -253,13 +253,13 @@ fn a_state_beyond_the_limit_is_refused_and_changes_nothing() {
 
 #[test]
 fn one_insert_evicts_no_more_than_it_says() {
-    let mut cache = Cache::new(ENTRIES_MAX, 160 * ENTRY_BYTES);
+    let mut cache = Cache::new(SESSIONS_MAX, 160 * ENTRY_BYTES);
     for number in 0..=u8::MAX {
         cache.insert(id(number), stored(number, 0, 10), 0).unwrap();
     }
     assert_eq!(cache.entries(), 160);
     let before = cache.evicted();
-    cache.insert(SessionId([7; 32]), stored(0, STATE_BYTES_MAX, 10), 0).unwrap();
+    cache.insert(SessionId([7; 32]), stored(0, SESSION_STATE_BYTES_MAX, 10), 0).unwrap();
     assert!((150..160).contains(&(cache.evicted() - before)), "{}", cache.evicted() - before);
 }
 
