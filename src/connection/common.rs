@@ -157,8 +157,19 @@ impl Common {
             return;
         }
         if let Some(buffer) = self.queue_to(side).take() {
-            self.submit(kind, Operation::Send { side, buffer }, cx);
+            let ends = self.ends_with_it(side);
+            self.submit(kind, Operation::Send { side, buffer, ends }, cx);
         }
+    }
+
+    /// Whether what is being sent to a side is the last, and its end follows at once: as the end of
+    /// this direction, or by the close that comes when the other one has been delivered too.
+    fn ends_with_it(&self, side: Side) -> bool {
+        let (this, other) = match side {
+            Side::Client => (&self.outbound, &self.inbound),
+            Side::Server => (&self.inbound, &self.outbound),
+        };
+        this.ended() && this.is_last() && (!other.ended() || other.drained())
     }
 
     /// Tells a side that we send nothing more, once.

@@ -50,6 +50,9 @@ pub enum Operation {
         side: Side,
         /// Comes back with the completion.
         buffer: Buffer,
+        /// The end of the stream follows as soon as this is sent, and may leave with it in one
+        /// packet (`MSG_MORE`, send(2)).
+        ends: bool,
     },
     /// Make the slot's server socket and connect it.
     Connect {

@@ -40,6 +40,11 @@ impl Queue {
         self.ended = true;
     }
 
+    /// Nothing waits behind what is being sent.
+    pub fn is_last(&self) -> bool {
+        self.waiting_bytes == 0
+    }
+
     /// Whether the source has ended and every byte has left.
     pub fn drained(&self) -> bool {
         self.ended && self.is_empty()

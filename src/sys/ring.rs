@@ -177,11 +177,11 @@ impl Ring {
         slot
     }
 
-    fn send(&mut self, token: Token, side: Side, buffer: Buffer) {
+    fn send(&mut self, token: Token, side: Side, buffer: Buffer, ends: bool) {
         let unsent = buffer.unsent();
         let length = u32::try_from(unsent.len()).unwrap_or(u32::MAX);
         let entry = opcode::Send::new(file(token, side), unsent.as_ptr(), length)
-            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL | if ends { libc::MSG_MORE } else { 0 })
             .build()
             .user_data(token.pack());
         let lent = self.slot(token).sending(side);
@@ -407,7 +407,7 @@ impl Io for Ring {
             Operation::Accept { listener } => self.accept(token, listener),
             Operation::LocalAddress => self.local_address(token),
             Operation::Acknowledge => self.acknowledge(token),
-            Operation::Send { side, buffer } => self.send(token, side, buffer),
+            Operation::Send { side, buffer, ends } => self.send(token, side, buffer, ends),
             Operation::Connect { address } => self.connect(token, &address),
             Operation::Recv { side } => self.recv(token, side),
             Operation::Shutdown { side } => self.shutdown(token, side),

@@ -145,7 +145,7 @@ impl SimIo {
                 None
             }
             Operation::Recv { side } => self.recv(key, token, side),
-            Operation::Send { side, buffer } => self.send(key, token, side, buffer),
+            Operation::Send { side, buffer, .. } => self.send(key, token, side, buffer),
             Operation::Connect { address } => {
                 self.connect(key, token, &address);
                 Some(Operation::Connect { address })
@@ -284,7 +284,7 @@ impl SimIo {
         let bytes = &buffer.unsent()[..most];
         let written = self.world.with_link(link, |link, _| link.write(End::Ours, bytes));
         match written {
-            Ok(0) => Some(Operation::Send { side, buffer }),
+            Ok(0) => Some(Operation::Send { side, buffer, ends: false }),
             Ok(len) => {
                 let len = u32::try_from(len).unwrap();
                 self.complete(key, Ok(len), Payload::Sent(buffer));

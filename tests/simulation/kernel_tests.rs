@@ -83,7 +83,7 @@ fn buffer(len: usize) -> Buffer {
 
 fn send(io: &mut SimIo, len: usize) -> Result<u32, Errno> {
     let (side, buffer) = (Side::Client, buffer(len));
-    let completion = run(io, Kind::SendClient, Operation::Send { side, buffer });
+    let completion = run(io, Kind::SendClient, Operation::Send { side, buffer, ends: false });
     let Payload::Sent(buffer) = completion.payload else {
         panic!("a send gives its buffer back, always");
     };
@@ -132,7 +132,7 @@ fn a_send_to_a_silent_client_fills_the_socket_and_then_waits_until_it_is_cancell
     let mut io = accepted(Faults::none(), plan);
     assert_eq!(send(&mut io, 1500), Ok(1000));
     let (side, buffer) = (Side::Client, buffer(500));
-    io.submit(token(Kind::SendClient), Operation::Send { side, buffer });
+    io.submit(token(Kind::SendClient), Operation::Send { side, buffer, ends: false });
     let target = Kind::SendClient;
     let cancel = token(Kind::CancelSendClient);
     io.submit(cancel, Operation::Cancel { target });
@@ -150,7 +150,7 @@ fn a_cancel_that_comes_too_late_finds_nothing_and_its_target_succeeds() {
     let mut io = accepted(Faults::none(), http());
     while recv(&mut io).unwrap().last() != Some(&b'\n') {}
     let (side, buffer) = (Side::Client, buffer(10));
-    io.submit(token(Kind::SendClient), Operation::Send { side, buffer });
+    io.submit(token(Kind::SendClient), Operation::Send { side, buffer, ends: false });
     let target = Kind::SendClient;
     let cancel = token(Kind::CancelSendClient);
     io.submit(cancel, Operation::Cancel { target });
