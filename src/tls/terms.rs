@@ -74,16 +74,17 @@ impl Terms {
         config.ignore_client_order = true;
         // Resumption never skips the key exchange, and no data comes before the handshake is done.
         config.max_early_data_size = 0;
+        let bridge = Arc::new(Bridge::new(&listener.name, client_auth.fingerprint()));
         if resumption.mode == ResumptionMode::Off {
+            // The ticketer that rustls starts with makes none.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         } else {
-            let bridge = Arc::new(Bridge::new(&listener.name, client_auth.fingerprint()));
             config.ticketer = Arc::clone(&bridge) as _;
             config.session_storage = Arc::clone(&bridge) as _;
-            config.time_provider = bridge;
             config.send_tls13_tickets = usize::from(resumption.tickets_per_handshake);
         }
+        config.time_provider = bridge;
         let offers_tls13 = tls.versions.contains(&TlsVersion::Tls13);
         Ok(Self { config: Arc::new(config), resolver: Some(resolver), offers_tls13 })
     }

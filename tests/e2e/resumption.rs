@@ -295,6 +295,9 @@ fn a_changed_ticket_gets_a_full_handshake_and_its_reason() {
         let pem = std::fs::read_to_string(&openssl.session).unwrap();
         let whole = decode(&pem);
         let ticket = ticket_at(&whole);
+        // As ARCHITECTURE.md has it: 120 bytes and the name in TLS 1.3, 136 in TLS 1.2.
+        let expected = if *kind == "psk" { 120 } else { 136 } + NAME.len();
+        assert_eq!(usize::from(whole[ticket - 1]), expected, "bytes of the ticket");
         for (at, why) in [(0, "unknown_epoch"), (30, "malformed")] {
             let mut changed = whole.clone();
             changed[ticket + at] ^= 1;

@@ -36,7 +36,9 @@ mod world;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use portcullis::telemetry::labels::{CloseReason, HandshakeOutcome, Label, Limit};
+use portcullis::telemetry::labels::{
+    CloseReason, HandshakeOutcome, Label, Limit, ResumptionKind, ResumptionResult,
+};
 
 use run::{Outcome, Setting};
 
@@ -79,6 +81,10 @@ impl Reached {
             *self.0.entry(limit.label()).or_default() += counters.limits.of(*limit).get();
         }
         *self.0.entry("connect_retries").or_default() += counters.connect_retries.get();
+        for kind in [ResumptionKind::Ticket, ResumptionKind::Psk] {
+            let resumed = counters.resumptions(kind).of(ResumptionResult::Resumed).get();
+            *self.0.entry(kind.label()).or_default() += resumed;
+        }
     }
 
     /// A sweep that never gets somewhere proves nothing about it.
@@ -106,6 +112,8 @@ impl Reached {
             "kernel_files",
             "receive_buffers",
             "connect_retries",
+            "ticket",
+            "psk",
         ] {
             assert!(self.0[label] > 0, "no seed reached {label}");
         }

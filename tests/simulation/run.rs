@@ -10,7 +10,7 @@ use portcullis::limits::{CONNECT_TRIES_MAX, MAILBOX_COMMANDS_MAX};
 use portcullis::telemetry::counters::Counters;
 use portcullis::telemetry::labels::{CloseReason, Label, State};
 use portcullis::telemetry::record::Record;
-use portcullis::tls::resumption::bridge::Beginnings;
+use portcullis::tls::resumption::bridge::{Beginnings, Bridge};
 use portcullis::tls::terms::Terms;
 use portcullis::worker::command::Command;
 use portcullis::worker::snapshot::{Backend, Listener, Server, Snapshot};
@@ -257,7 +257,12 @@ fn server_config() -> Arc<rustls::ServerConfig> {
             vec![certificate.clone().into()],
             rustls_pki_types::PrivatePkcs8KeyDer::from(key.clone()).into(),
         );
-    Arc::new(config.unwrap())
+    let mut config = config.unwrap();
+    let bridge = Arc::new(Bridge::new("simulated", [0; 8]));
+    config.ticketer = Arc::clone(&bridge) as _;
+    config.session_storage = Arc::clone(&bridge) as _;
+    config.time_provider = bridge;
+    Arc::new(config)
 }
 
 /// The clients' TLS 1.3 and TLS 1.2 configurations.
