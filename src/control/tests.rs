@@ -8,8 +8,8 @@ use nix::sys::signal::{self, Signal as Number};
 
 use super::*;
 use crate::config::{
-    Admin, Backend, CertificateFiles, Limits, Listener, Log, Position, Server, Timeouts, Tls,
-    TlsVersion, UnknownName, Workers,
+    Admin, Backend, CertificateFiles, Limits, Listener, Log, Position, RecordLayer, Server,
+    Timeouts, Tls, TlsVersion, UnknownName, Workers,
 };
 
 pub(super) fn config(directory: &Path) -> Config {
@@ -48,6 +48,7 @@ pub(super) fn config(directory: &Path) -> Config {
             versions: vec![TlsVersion::Tls12, TlsVersion::Tls13],
             cipher_suites: None,
             groups: vec!["X25519".into()],
+            record_layer: RecordLayer::Lean,
         },
         limits: Limits { connections_per_worker: Some(10), client_hello_bytes: 16_384 },
         timeouts: Timeouts {

@@ -3,6 +3,7 @@
 pub mod failure;
 pub mod hello;
 pub mod provider;
+mod record;
 pub mod resolver;
 pub mod session;
 pub mod terms;

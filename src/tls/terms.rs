@@ -7,7 +7,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 
 use super::resolver::{NameTwice, NamedCertificate, Resolver};
-use crate::config::{Listener, Tls, TlsVersion};
+use crate::config::{Listener, RecordLayer, Tls, TlsVersion};
 
 /// What one listener offers to its clients.
 #[derive(Debug)]
@@ -63,6 +63,8 @@ impl Terms {
         config.alpn_protocols = listener.alpn.iter().map(|name| name.clone().into()).collect();
         // The order of suites was chosen for this CPU.
         config.ignore_client_order = true;
+        // Our own record layer takes the secrets over; a session asks this flag which one it has.
+        config.enable_secret_extraction = tls.record_layer == RecordLayer::Lean;
         // A session resumes nowhere yet: no store, no tickets. The ticketer that rustls starts
         // with makes none.
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -117,6 +119,7 @@ mod tests {
             versions: versions.to_vec(),
             cipher_suites: None,
             groups: GROUPS.map(str::to_owned).to_vec(),
+            record_layer: RecordLayer::Lean,
         }
     }
 
