@@ -10,6 +10,32 @@ pub const RECORD_PAYLOAD_BYTES_MAX: usize = 16 * 1024;
 /// TLS 1.3 content type (1), and AEAD tag (16).
 pub const RECORD_OVERHEAD_BYTES_MAX: usize = 5 + 8 + 16;
 
+/// Records that one AES-GCM key protects, at most: RFC 8446 section 5.5 counts 2^24.5 full ones.
+/// TLS 1.3 goes on with new keys, TLS 1.2 has to end.
+pub const AES_GCM_RECORDS_MAX: u64 = 1 << 24;
+
+/// Records that one ChaCha20-Poly1305 key protects, at most: only the sequence number, which must
+/// not begin anew (RFC 8446 section 5.3), sets a bound. What is kept back is for alerts.
+pub const CHACHA20_RECORDS_MAX: u64 = u64::MAX - 0xffff;
+
+/// Empty records that a client may send one after another (RFC 8446 section 5.4 allows them
+/// without a bound); each costs us an authentication and brings nothing.
+pub const EMPTY_RECORDS_MAX: u8 = 32;
+
+/// `KeyUpdate` messages that a client may send at once; each costs the derivation of a key, and one
+/// that is answered two. Real clients send one in millions of records.
+pub const KEY_UPDATES_MAX: u16 = 32;
+
+/// Records of data by which a client earns another `KeyUpdate` beyond [`KEY_UPDATES_MAX`].
+pub const KEY_UPDATE_EARNED_RECORDS: u16 = 16;
+
+/// Warning alerts that a client may send in a session, besides `close_notify`.
+pub const WARNING_ALERTS_MAX: u8 = 4;
+
+/// Wishes of a TLS 1.2 client to renegotiate that are answered with `no_renegotiation` (RFC 5246
+/// section 7.2.2); who insists is closed.
+pub const RENEGOTIATIONS_REFUSED_MAX: u8 = 1;
+
 /// Bytes that one receive can deliver, at most: one buffer of the provided-buffer ring. Two full
 /// records and their headers fit.
 pub const RECEIVE_BUFFER_BYTES: usize = 2 * RECORD_PAYLOAD_BYTES_MAX + 256;

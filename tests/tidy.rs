@@ -40,10 +40,11 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// A name, and the only places whose shipped code may contain it.
-const PLACES: [(&str, &[&str]); 4] = [
+const PLACES: [(&str, &[&str]); 5] = [
     ("unsafe", &["src/sys/"]),
     ("libc::", &["src/sys/"]),
     ("io_uring::", &["src/sys/"]),
+    ("aws_lc_rs::", &["src/tls/"]),
     ("rustls::", &["src/tls/", "src/control/certificates.rs", "src/cli/demo.rs"]),
 ];
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crate::cli::say;
 use crate::config::{
-    Backend, CertificateFiles, Config, Limits, Listener, Log, Position, ProxyVersion, Resumption,
-    Server, ServerAddress, Timeouts, Tls, TlsVersion, UnknownName, Workers,
+    Backend, CertificateFiles, Config, Limits, Listener, Log, Position, ProxyVersion, RecordLayer,
+    Resumption, Server, ServerAddress, Timeouts, Tls, TlsVersion, UnknownName, Workers,
 };
 use crate::control::failure::Failure;
 use crate::control::{self, Ended, Moment};
@@ -278,6 +278,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
             versions: vec![TlsVersion::Tls12, TlsVersion::Tls13],
             cipher_suites: None,
             groups: ["X25519MLKEM768", "X25519", "P-256", "P-384"].map(str::to_owned).to_vec(),
+            record_layer: RecordLayer::Lean,
         },
         resumption: Resumption::default(),
         limits: Limits { connections_per_worker: None, client_hello_bytes: 16 * 1024 },

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::RecordLayer;
+
 /// `listener.backlog`, connections per worker. Covers 40 ms of a flood of 100,000 connections a
 /// second; the kernel cuts it to `net.core.somaxconn`, whose own default is 4096 too.
 pub const BACKLOG_CONNECTIONS: u32 = 4096;
@@ -12,6 +14,10 @@ pub const BACKLOG_CONNECTIONS: u32 = 4096;
 /// *client's* order decides: it has sent key shares for its favourites, and another choice would
 /// cost a round trip (RFC 8446 section 4.1.4).
 pub const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
+
+/// `tls.record_layer`: ours copies and allocates nothing, and keeps less of a connection that
+/// waits.
+pub const RECORD_LAYER: RecordLayer = RecordLayer::Lean;
 
 /// `resumption.epoch`. A stolen ticket key opens what one to two epochs sealed; half a day keeps that
 /// small and lets clients resume on the next day.

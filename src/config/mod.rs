@@ -284,6 +284,17 @@ pub struct Tls {
     pub cipher_suites: Option<Vec<String>>,
     /// `groups`, in order of preference.
     pub groups: Vec<String>,
+    /// `record_layer`.
+    pub record_layer: RecordLayer,
+}
+
+/// `tls.record_layer`: what opens and seals records behind the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordLayer {
+    /// `"lean"`: ours.
+    Lean,
+    /// `"rustls"`: the library's own.
+    Rustls,
 }
 
 /// A TLS protocol version we serve.

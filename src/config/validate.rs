@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use super::raw::{Item, Problem, Reader, Table, quoted};
 use super::{
-    AccessLog, Admin, CIPHER_SUITES, Config, GROUPS, Limits, Log, Position, Timeouts, Tls,
-    TlsVersion, Workers, defaults, quantity,
+    AccessLog, Admin, CIPHER_SUITES, Config, GROUPS, Limits, Log, Position, RecordLayer, Timeouts,
+    Tls, TlsVersion, Workers, defaults, quantity,
 };
 use crate::limits;
 
@@ -273,9 +273,12 @@ fn tls<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Tls {
     let expected = format!("names of {}", GROUPS.join(", "));
     let groups = filled_list(reader, &mut table, "groups", &expected, one_of(&GROUPS))
         .unwrap_or_else(|| defaults::GROUPS.map(str::to_owned).to_vec());
+    let layers = [("lean", RecordLayer::Lean), ("rustls", RecordLayer::Rustls)];
+    let record_layer =
+        choice(reader, &mut table, "record_layer", &layers).unwrap_or(defaults::RECORD_LAYER);
     let at = table.at().clone();
     table.finish(reader);
-    let tls = Tls { versions, cipher_suites, groups };
+    let tls = Tls { versions, cipher_suites, groups, record_layer };
     if reader.problems.iter().all(|problem| !problem.at.key.starts_with("tls.")) {
         versions_are_served(reader, &at, &tls);
     }

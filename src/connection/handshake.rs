@@ -100,12 +100,12 @@ impl Handshake {
 
 fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {
     let story = &mut common.story;
-    if let Some(session) = &common.session {
-        story.version = session.version();
-        story.suite = session.suite();
-        story.group = session.group();
-        story.client_certificate = session.client_certificate();
-        story.alpn = session.alpn().map(|alpn| String::from_utf8_lossy(alpn).into());
+    if let Some(agreed) = common.session.as_mut().and_then(|session| session.take_agreed()) {
+        story.version = agreed.version;
+        story.suite = agreed.suite;
+        story.group = agreed.group;
+        story.alpn = agreed.alpn.map(|alpn| String::from_utf8_lossy(&alpn).into());
+        story.client_certificate = agreed.client_certificate;
     }
     cx.counters.versions.of(story.version).add(1);
     cx.counters.suites.of(story.suite).add(1);

@@ -8,14 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
-use zeroize::Zeroizing;
-
 use super::secret::{self, SecretError};
 use crate::config::{Position, Resumption};
 use crate::limits::{CLOCK_JUMP, CLOCK_SETTLED};
 use crate::telemetry::calendar::rfc3339_utc;
-use crate::tls::resumption::ratchet::{Ratchet, SECRET_BYTES};
+use crate::tls::resumption::ratchet::Ratchet;
 use crate::tls::resumption::ticket::Keys;
 
 /// Why there are no ticket keys.
@@ -47,9 +44,7 @@ impl RotationError {
 
 /// A random secret that begins with `epoch`.
 pub fn random(epoch: u64) -> Result<Ratchet, RotationError> {
-    let mut secret = Zeroizing::new([0; SECRET_BYTES]);
-    SystemRandom::new().fill(secret.as_mut_slice()).map_err(|_| RotationError::Random)?;
-    Ok(Ratchet::new(epoch, secret))
+    Ratchet::random(epoch).ok_or(RotationError::Random)
 }
 
 /// The ticket keys of this process.

@@ -8,8 +8,8 @@ use nix::sys::signal::{self, Signal as Number};
 
 use super::*;
 use crate::config::{
-    Admin, Backend, CertificateFiles, Limits, Listener, Log, Position, Resumption, Server,
-    Timeouts, Tls, TlsVersion, UnknownName, Workers,
+    Admin, Backend, CertificateFiles, Limits, Listener, Log, Position, RecordLayer, Resumption,
+    Server, Timeouts, Tls, TlsVersion, UnknownName, Workers,
 };
 
 pub(super) fn config(directory: &Path) -> Config {
@@ -49,6 +49,7 @@ pub(super) fn config(directory: &Path) -> Config {
             versions: vec![TlsVersion::Tls12, TlsVersion::Tls13],
             cipher_suites: None,
             groups: vec!["X25519".into()],
+            record_layer: RecordLayer::Lean,
         },
         resumption: Resumption::default(),
         limits: Limits { connections_per_worker: Some(10), client_hello_bytes: 16_384 },

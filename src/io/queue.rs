@@ -101,6 +101,12 @@ impl Queue {
         let written = fill(last.spare());
         last.fill(written);
         self.waiting_bytes += written;
+        // A buffer in which nothing came to wait goes back at once.
+        if last.is_empty()
+            && let Some(empty) = self.waiting.pop_back()
+        {
+            pool.give(empty);
+        }
         written
     }
 
@@ -165,6 +171,17 @@ mod tests {
         assert_eq!(out, bytes);
         assert!(queue.drained());
         assert_eq!(pool.lent(), 0);
+    }
+
+    #[test]
+    fn a_buffer_in_which_nothing_came_to_wait_goes_back() {
+        let mut pool = Pool::default();
+        let mut queue = Queue::default();
+        assert_eq!(queue.write(100, &mut pool, |_| 0), 0);
+        assert_eq!(pool.lent(), 0);
+        queue.append(b"bytes", &mut pool);
+        assert_eq!(queue.write(SEND_BUFFER_BYTES, &mut pool, |_| 0), 0);
+        assert_eq!((pool.lent(), queue.pending()), (1, 5));
     }
 
     #[test]

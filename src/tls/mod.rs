@@ -4,6 +4,7 @@ pub mod client_auth;
 pub mod failure;
 pub mod hello;
 pub mod provider;
+mod record;
 pub mod resolver;
 pub mod resumption;
 pub mod session;

@@ -127,13 +127,14 @@ fn group(name: &str) -> Option<&'static dyn SupportedKxGroup> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{GROUPS, Tls, TlsVersion};
+    use crate::config::{GROUPS, RecordLayer, Tls, TlsVersion};
 
     fn tls() -> Tls {
         Tls {
             versions: vec![TlsVersion::Tls12, TlsVersion::Tls13],
             cipher_suites: None,
             groups: GROUPS.map(str::to_owned).to_vec(),
+            record_layer: RecordLayer::Lean,
         }
     }
 
@@ -175,6 +176,7 @@ mod tests {
             versions: vec![TlsVersion::Tls13],
             cipher_suites: Some(wanted.map(str::to_owned).to_vec()),
             groups: vec!["P-256".to_owned()],
+            ..tls()
         };
         let cpu = Cpu::detect();
         assert_eq!(suite_order(&tls, cpu).names, wanted);

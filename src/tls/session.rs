@@ -1,5 +1,6 @@
-//! One TLS session: ciphertext in, plaintext out, and back. Drives rustls's unbuffered API, so
-//! that records are opened where the kernel put them and sealed where they leave from.
+//! One TLS session: ciphertext in, plaintext out, and back. Drives rustls's unbuffered API through
+//! the handshake; behind it goes on with our own record layer, or with rustls's where
+//! `tls.record_layer` says so.
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConf
 
 use super::client_auth::ClientCertificate;
 use super::failure::Failure;
+use super::record::{self, Records};
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
 use crate::limits::{
@@ -23,11 +25,44 @@ use crate::telemetry::labels::{Group, HandshakeOutcome, Suite, Version};
 
 /// The server's end of one TLS session.
 pub struct Session {
-    tls: UnbufferedServerConnection,
+    layer: Layer,
+    /// What was agreed on, from when our own record layer has taken over until it is asked for.
+    agreed: Option<Box<Agreed>>,
     /// Ciphertext of a record (or handshake message) whose rest has not arrived.
     partial: Vec<u8>,
     /// The client's `close_notify` has arrived.
     client_closed: bool,
+}
+
+/// Who seals and opens.
+enum Layer {
+    Rustls {
+        tls: Box<UnbufferedServerConnection>,
+        /// Our own record layer takes over behind the handshake.
+        lean: bool,
+        /// Bytes of whole records that rustls has been shown and wants to see again.
+        shown: usize,
+    },
+    Lean(Records),
+    /// Our own record layer could not take over.
+    None,
+}
+
+/// What a handshake has agreed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreed {
+    /// Version.
+    pub version: Version,
+    /// Cipher suite.
+    pub suite: Suite,
+    /// Key exchange group.
+    pub group: Group,
+    /// ALPN protocol.
+    pub alpn: Option<Box<[u8]>>,
+    /// The client goes on with an earlier session.
+    pub resumed: bool,
+    /// The client's certificate, verified; `None`: it showed none.
+    pub client_certificate: Option<ClientCertificate>,
 }
 
 /// Where a session's bytes go.
@@ -46,8 +81,18 @@ impl Session {
     /// # Errors
     /// When rustls refuses the configuration.
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, Failure> {
+        let lean = config.enable_secret_extraction;
         let tls = UnbufferedServerConnection::new(config).map_err(|error| Failure::from(&error))?;
-        Ok(Self { tls, partial: Vec::new(), client_closed: false })
+        let layer = Layer::Rustls { tls: Box::new(tls), lean, shown: 0 };
+        Ok(Self { layer, agreed: None, partial: Vec::new(), client_closed: false })
+    }
+
+    /// Gives back what an established session needs only while bytes flow; what is left are keys,
+    /// counters and what is kept of an incomplete record. rustls's record layer keeps all it has.
+    pub fn rest(&mut self) {
+        if let Layer::Lean(records) = &mut self.layer {
+            records.rest();
+        }
     }
 
     /// Takes ciphertext in; plaintext and answers go to `sinks`.
@@ -62,15 +107,44 @@ impl Session {
         if self.client_closed {
             return Ok(());
         }
+        let bytes = self.complete(bytes, sinks)?;
         if self.partial.is_empty() {
             let used = self.process(bytes, sinks)?;
             self.keep(bytes.get(used..).unwrap_or_default())
+        } else if bytes.is_empty() {
+            Ok(())
         } else {
             let mut partial = std::mem::take(&mut self.partial);
             partial.extend_from_slice(bytes);
             let used = self.process(&mut partial, sinks)?;
             self.keep(partial.get(used..).unwrap_or_default())
         }
+    }
+
+    /// Behind the handshake: completes the record that was kept, and only that, so that what
+    /// follows it is opened where it is. Returns the bytes behind it.
+    fn complete<'a>(
+        &mut self,
+        mut bytes: &'a mut [u8],
+        sinks: &mut Sinks<'_>,
+    ) -> Result<&'a mut [u8], Failure> {
+        let Layer::Lean(records) = &mut self.layer else {
+            return Ok(bytes);
+        };
+        while !self.partial.is_empty() && !bytes.is_empty() {
+            // Its header first, which tells how long it is.
+            let end = record::length(&self.partial).unwrap_or(record::HEADER_BYTES);
+            let missing = end.saturating_sub(self.partial.len()).min(bytes.len());
+            let (part, rest) = bytes.split_at_mut(missing);
+            bytes = rest;
+            self.partial.reserve_exact(part.len());
+            self.partial.extend_from_slice(part);
+            if records.open(&self.partial, sinks)? > 0 {
+                self.client_closed = records.client_closed();
+                self.partial = Vec::new();
+            }
+        }
+        Ok(bytes)
     }
 
     /// Keeps what is incomplete, in memory of its size. rustls bounds a message by its payload; on
@@ -92,8 +166,21 @@ impl Session {
     fn process(&mut self, bytes: &mut [u8], sinks: &mut Sinks<'_>) -> Result<usize, Failure> {
         let mut used = 0;
         loop {
-            let rest = bytes.get_mut(used..).unwrap_or_default();
-            let UnbufferedStatus { discard, state } = self.tls.process_tls_records(rest);
+            let (tls, lean, shown) = match &mut self.layer {
+                Layer::Rustls { tls, lean, shown } => (tls, *lean, shown),
+                Layer::Lean(records) => {
+                    used += records.open(bytes.get(used..).unwrap_or_default(), sinks)?;
+                    self.client_closed = records.client_closed();
+                    return Ok(used);
+                }
+                Layer::None => return Err(Failure::CannotSend),
+            };
+            // Record by record, so that rustls opens none behind the client's Finished.
+            let unseen = bytes.get(*shown..).unwrap_or_default();
+            let next = record::length(unseen).filter(|length| lean && *length <= unseen.len());
+            let end = next.map_or(bytes.len(), |length| *shown + length);
+            let rest = bytes.get_mut(used..end).unwrap_or_default();
+            let UnbufferedStatus { discard, state } = tls.process_tls_records(rest);
             let mut waits = false;
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
@@ -112,28 +199,37 @@ impl Session {
                 }
                 Ok(_) => waits = true,
                 Err(error) => {
-                    self.encode_alert(sinks);
+                    let rest = bytes.get_mut(used + discard..end).unwrap_or_default();
+                    encode_alert(tls, rest, sinks);
                     return Err(Failure::from(&error));
                 }
             }
             used += discard;
-            if waits {
+            if waits
+                && let Some(length) = next
+                && !self.client_closed
+            {
+                *shown += length;
+                if !tls.is_handshaking() {
+                    self.take_over()?;
+                } else if *shown == bytes.len() {
+                    *shown -= used;
+                    return Ok(used);
+                }
+            } else if waits {
+                *shown = shown.saturating_sub(used);
                 return Ok(used);
             }
         }
     }
 
-    /// After an error rustls holds an alert to send; asked once more, it hands it over.
-    fn encode_alert(&mut self, sinks: &mut Sinks<'_>) {
-        loop {
-            match self.tls.process_tls_records(&mut []).state {
-                Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    encode(sinks, |out| data.encode(out));
-                }
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                Ok(_) | Err(_) => return,
-            }
+    /// Our own record layer takes over from rustls.
+    fn take_over(&mut self) -> Result<(), Failure> {
+        if let Layer::Rustls { tls, .. } = std::mem::replace(&mut self.layer, Layer::None) {
+            self.agreed = Some(Box::new(Agreed::by(&tls)));
+            self.layer = Layer::Lean(Records::take_over(*tls)?);
         }
+        Ok(())
     }
 
     /// Seals `plaintext` into records.
@@ -146,6 +242,9 @@ impl Session {
         records: &mut Queue,
         pool: &mut Pool,
     ) -> Result<(), Failure> {
+        if let Layer::Lean(layer) = &mut self.layer {
+            return layer.seal(plaintext, records, pool);
+        }
         while !plaintext.is_empty() {
             let (payload, rest) = plaintext.split_at(plaintext.len().min(RECORD_PAYLOAD_BYTES_MAX));
             // The second allowance is for a KeyUpdate that rustls may put before the record.
@@ -162,6 +261,9 @@ impl Session {
         reason = "the bare method is not general enough over its lifetimes"
     )]
     pub fn close(&mut self, records: &mut Queue, pool: &mut Pool) {
+        if let Layer::Lean(layer) = &mut self.layer {
+            return layer.close(records, pool);
+        }
         let room = 3 * RECORD_OVERHEAD_BYTES_MAX;
         // A session that cannot send has ended with an alert or not begun: no close_notify is due.
         let _not_due =
@@ -179,8 +281,9 @@ impl Session {
         ) -> Result<usize, EncryptError>,
     ) -> Result<(), Failure> {
         let mut sent = Err(Failure::CannotSend);
-        if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
-            self.tls.process_tls_records(&mut []).state
+        if let Layer::Rustls { tls, .. } = &mut self.layer
+            && let Ok(ConnectionState::WriteTraffic(mut traffic)) =
+                tls.process_tls_records(&mut self.partial).state
         {
             records.write(room, pool, |out| match write(&mut traffic, out) {
                 Ok(written) => {
@@ -198,14 +301,32 @@ impl Session {
         self.client_closed
     }
 
-    /// The client goes on with an earlier session; known from the answer to its `ClientHello` on.
+    /// The client goes on with an earlier session; known from the answer to its `ClientHello` until
+    /// [`Session::take_agreed`].
     pub fn is_resumed(&self) -> bool {
-        self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
+        match &self.layer {
+            Layer::Rustls { tls, .. } => is_resumed(tls),
+            Layer::Lean(_) | Layer::None => {
+                self.agreed.as_ref().is_some_and(|agreed| agreed.resumed)
+            }
+        }
     }
 
     /// The handshake is complete.
     pub fn is_established(&self) -> bool {
-        !self.tls.is_handshaking()
+        match &self.layer {
+            Layer::Rustls { tls, .. } => !tls.is_handshaking(),
+            Layer::Lean(_) => true,
+            Layer::None => false,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn lean(&mut self) -> &mut Records {
+        match &mut self.layer {
+            Layer::Lean(records) => records,
+            Layer::Rustls { .. } | Layer::None => panic!("another record layer"),
+        }
     }
 
     /// Bytes kept between calls.
@@ -213,64 +334,72 @@ impl Session {
         self.partial.len()
     }
 
-    /// Negotiated ALPN protocol.
-    pub fn alpn(&self) -> Option<&[u8]> {
-        self.tls.alpn_protocol()
-    }
-
-    /// The client's certificate, verified; `None`: it showed none.
-    pub fn client_certificate(&self) -> Option<ClientCertificate> {
-        let certificate = self.tls.peer_certificates()?.first()?;
-        let resumed = self.tls.handshake_kind() == Some(HandshakeKind::Resumed);
-        Some(ClientCertificate::new(certificate, resumed))
-    }
-
-    /// Negotiated version.
-    pub fn version(&self) -> Version {
-        match self.tls.protocol_version() {
-            Some(ProtocolVersion::TLSv1_2) => Version::Tls12,
-            Some(ProtocolVersion::TLSv1_3) => Version::Tls13,
-            _ => Version::None,
+    /// What the handshake has agreed on, told once: a session has no use for it.
+    pub fn take_agreed(&mut self) -> Option<Box<Agreed>> {
+        match &self.layer {
+            Layer::Rustls { tls, .. } => Some(Box::new(Agreed::by(tls))),
+            Layer::Lean(_) | Layer::None => self.agreed.take(),
         }
     }
+}
 
-    /// Negotiated cipher suite.
-    pub fn suite(&self) -> Suite {
-        match self.tls.negotiated_cipher_suite().map(|suite| suite.suite()) {
-            Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => Suite::Tls13Aes128GcmSha256,
-            Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => Suite::Tls13Aes256GcmSha384,
-            Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => Suite::Tls13Chacha20Poly1305Sha256,
-            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) => {
-                Suite::EcdheEcdsaAes128GcmSha256
-            }
-            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384) => {
-                Suite::EcdheEcdsaAes256GcmSha384
-            }
-            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256) => {
-                Suite::EcdheEcdsaChacha20Poly1305Sha256
-            }
-            Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) => {
-                Suite::EcdheRsaAes128GcmSha256
-            }
-            Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384) => {
-                Suite::EcdheRsaAes256GcmSha384
-            }
-            Some(CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256) => {
-                Suite::EcdheRsaChacha20Poly1305Sha256
-            }
-            _ => Suite::None,
+impl Agreed {
+    fn by(tls: &UnbufferedServerConnection) -> Self {
+        let resumed = is_resumed(tls);
+        let certificate = tls.peer_certificates().and_then(<[_]>::first);
+        Self {
+            version: version(tls),
+            suite: suite(tls),
+            group: group(tls),
+            alpn: tls.alpn_protocol().map(Box::from),
+            resumed,
+            client_certificate: certificate.map(|der| ClientCertificate::new(der, resumed)),
         }
     }
+}
 
-    /// Negotiated key exchange group.
-    pub fn group(&self) -> Group {
-        match self.tls.negotiated_key_exchange_group().map(SupportedKxGroup::name) {
-            Some(NamedGroup::X25519) => Group::X25519,
-            Some(NamedGroup::secp256r1) => Group::Secp256r1,
-            Some(NamedGroup::secp384r1) => Group::Secp384r1,
-            Some(NamedGroup::X25519MLKEM768) => Group::X25519Mlkem768,
-            _ => Group::None,
+fn is_resumed(tls: &UnbufferedServerConnection) -> bool {
+    tls.handshake_kind() == Some(HandshakeKind::Resumed)
+}
+
+fn version(tls: &UnbufferedServerConnection) -> Version {
+    match tls.protocol_version() {
+        Some(ProtocolVersion::TLSv1_2) => Version::Tls12,
+        Some(ProtocolVersion::TLSv1_3) => Version::Tls13,
+        _ => Version::None,
+    }
+}
+
+fn suite(tls: &UnbufferedServerConnection) -> Suite {
+    match tls.negotiated_cipher_suite().map(|suite| suite.suite()) {
+        Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => Suite::Tls13Aes128GcmSha256,
+        Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => Suite::Tls13Aes256GcmSha384,
+        Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => Suite::Tls13Chacha20Poly1305Sha256,
+        Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) => {
+            Suite::EcdheEcdsaAes128GcmSha256
         }
+        Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384) => {
+            Suite::EcdheEcdsaAes256GcmSha384
+        }
+        Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256) => {
+            Suite::EcdheEcdsaChacha20Poly1305Sha256
+        }
+        Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) => Suite::EcdheRsaAes128GcmSha256,
+        Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384) => Suite::EcdheRsaAes256GcmSha384,
+        Some(CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256) => {
+            Suite::EcdheRsaChacha20Poly1305Sha256
+        }
+        _ => Suite::None,
+    }
+}
+
+fn group(tls: &UnbufferedServerConnection) -> Group {
+    match tls.negotiated_key_exchange_group().map(SupportedKxGroup::name) {
+        Some(NamedGroup::X25519) => Group::X25519,
+        Some(NamedGroup::secp256r1) => Group::Secp256r1,
+        Some(NamedGroup::secp384r1) => Group::Secp384r1,
+        Some(NamedGroup::X25519MLKEM768) => Group::X25519Mlkem768,
+        _ => Group::None,
     }
 }
 
@@ -280,6 +409,20 @@ impl std::fmt::Debug for Session {
         f.debug_struct("Session")
             .field("established", &self.is_established())
             .finish_non_exhaustive()
+    }
+}
+
+/// After an error rustls holds an alert to send; asked once more, it hands it over. `rest` is what
+/// it was shown and has not discarded: pieces of a message, which it panics without.
+fn encode_alert(tls: &mut UnbufferedServerConnection, rest: &mut [u8], sinks: &mut Sinks<'_>) {
+    loop {
+        match tls.process_tls_records(rest).state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                encode(sinks, |out| data.encode(out));
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+            Ok(_) | Err(_) => return,
+        }
     }
 }
 

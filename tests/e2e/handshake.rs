@@ -349,6 +349,34 @@ fn openssl_receives_close_notify_in_both_versions() {
 }
 
 #[test]
+fn both_record_layers_relay_with_every_suite_and_change_their_keys() {
+    let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251).to_le_bytes()[0]).collect();
+    for layer in ["lean", "rustls"] {
+        let server = Setup::new(Backend::echo())
+            .certificate(Kind::Rsa, &[NAME])
+            .tables(&format!("[tls]\nrecord_layer = \"{layer}\""))
+            .start();
+        for suite in client::provider().cipher_suites {
+            let mut provider = client::provider();
+            provider.cipher_suites = vec![suite];
+            let version = [suite.version()];
+            let config = Arc::new(client::config_with(provider, &version));
+            let mut tls = client::try_connect(&config, server.address, NAME).unwrap();
+            client::echo(&mut tls, &bytes);
+            if suite.tls13().is_some() {
+                // rustls asks for our new keys along with its own.
+                tls.conn.refresh_traffic_keys().unwrap();
+            }
+            for len in [1, 16_384, 16_385] {
+                client::echo(&mut tls, &bytes[..len]);
+            }
+            client::finish(tls);
+        }
+        server.wait_metric("portcullis_connections_closed_total{reason=\"finished\"}", 9.0);
+    }
+}
+
+#[test]
 fn gnutls_verifies_the_chain_and_negotiates_each_version() {
     let Some(gnutls) = peer("gnutls-cli") else {
         return;

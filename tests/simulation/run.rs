@@ -122,13 +122,15 @@ impl Setting {
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
-        let listener = || Listener { terms: Arc::new(Terms::new(server_config())), backend: 0 };
+        // The first listener has our own record layer, the second rustls's.
+        let listener =
+            |lean| Listener { terms: Arc::new(Terms::new(server_config(lean))), backend: 0 };
         let server = |server| Server {
             server,
             address: Address::Inet(SocketAddr::from(([198, 51, 100, 1], 8000 + server))),
         };
         Arc::new(Snapshot {
-            listeners: (0..LISTENERS).map(|_| listener()).collect(),
+            listeners: [true, false].map(listener).into(),
             backends: vec![Backend {
                 servers: (0..self.servers).map(server).collect(),
                 send_proxy_protocol: self.proxy,
@@ -238,7 +240,7 @@ impl Setting {
 }
 
 /// A certificate whose signatures have one length, always: bytes on the wire follow from the seed.
-fn server_config() -> Arc<rustls::ServerConfig> {
+fn server_config(lean: bool) -> Arc<rustls::ServerConfig> {
     static CERTIFICATE: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
     let (certificate, key) = CERTIFICATE.get_or_init(|| {
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
@@ -249,19 +251,20 @@ fn server_config() -> Arc<rustls::ServerConfig> {
         (certificate.der().to_vec(), key.serialize_der())
     });
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(
             vec![certificate.clone().into()],
             rustls_pki_types::PrivatePkcs8KeyDer::from(key.clone()).into(),
-        );
-    let mut config = config.unwrap();
+        )
+        .unwrap();
     let bridge = Arc::new(Bridge::new("simulated", [0; 8]));
     config.ticketer = Arc::clone(&bridge) as _;
     config.session_storage = Arc::clone(&bridge) as _;
     config.time_provider = bridge;
+    config.enable_secret_extraction = lean;
     Arc::new(config)
 }
 

@@ -50,6 +50,7 @@ fn smallest_file_gets_every_default() {
     assert!(listener.client_auth.is_none());
     assert_eq!(config.tls.versions, [TlsVersion::Tls12, TlsVersion::Tls13]);
     assert_eq!(config.tls.cipher_suites, None);
+    assert_eq!(config.tls.record_layer, RecordLayer::Lean);
     assert_eq!(config.limits.client_hello_bytes, 16 * 1024);
     assert_eq!(config.timeouts.idle, Duration::from_mins(5));
     assert_eq!(config.admin, None);
@@ -204,6 +205,7 @@ const OUT_OF_RANGE: &[(&str, &str, &str)] = &[
     ("[timeouts]\ndrain = 5", "timeouts.drain = 5", "\"0s\" to \"7d\""),
     ("[tls]\nversions = []", "tls.versions = []", "must not be empty"),
     ("[tls]\nversions = [\"1.1\"]", "tls.versions[0] = \"1.1\"", "\"1.2\" and \"1.3\""),
+    ("[tls]\nrecord_layer = \"boring\"", "tls.record_layer = \"boring\"", "\"lean\", \"rustls\""),
     ("[tls]\ngroups = [\"X448\"]", "tls.groups[0] = \"X448\"", "X25519MLKEM768"),
     ("[tls]\ncipher_suites = [\"RC4\"]", "= \"RC4\"", "TLS_AES_128_GCM_SHA256"),
     ("[tls]\ngroups = [\"X25519MLKEM768\"]", "tls.groups", "no group of TLS 1.2"),
@@ -271,7 +273,8 @@ fn every_key_is_read() {
         backlog = 7\nunknown_name = \"refuse\"",
     ) + "[workers]\ncount = 2\ncpus = \"2-3\"\n\
         [tls]\nversions = [\"1.3\"]\ncipher_suites = [\"TLS_AES_256_GCM_SHA384\"]\n\
-        groups = [\"P-256\"]\n[limits]\nconnections_per_worker = 9\nclient_hello_bytes = \"4KiB\"\n\
+        groups = [\"P-256\"]\nrecord_layer = \"rustls\"\n\
+        [limits]\nconnections_per_worker = 9\nclient_hello_bytes = \"4KiB\"\n\
         [timeouts]\nhandshake = \"1s\"\nconnect = \"2s\"\nidle = \"3s\"\nhalf_closed = \"4s\"\n\
         drain = \"0s\"\n[admin]\nbind = \"127.0.0.1:9443\"\n[access_log]\npath = \"-\"\n\
         [log]\nlevel = \"debug\"\n";
@@ -286,6 +289,7 @@ fn every_key_is_read() {
             versions: vec![TlsVersion::Tls13],
             cipher_suites: Some(vec!["TLS_AES_256_GCM_SHA384".to_owned()]),
             groups: vec!["P-256".to_owned()],
+            record_layer: RecordLayer::Rustls,
         }
     );
     assert_eq!(config.limits, Limits { connections_per_worker: Some(9), client_hello_bytes: 4096 });
@@ -363,6 +367,7 @@ fn example_file_documents_every_key() {
         "versions",
         "cipher_suites",
         "groups",
+        "record_layer",
         "connections_per_worker",
         "client_hello_bytes",
         "handshake",

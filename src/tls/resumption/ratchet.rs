@@ -2,6 +2,7 @@
 //! derives the keys of that epoch and of later ones, never of earlier ones.
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
 use super::ticket::TicketKey;
@@ -29,6 +30,13 @@ impl Ratchet {
     /// The secret of `epoch`.
     pub fn new(epoch: u64, secret: Zeroizing<[u8; SECRET_BYTES]>) -> Self {
         Self { epoch, secret }
+    }
+
+    /// A random secret that begins with `epoch`; `None`: the system has no random numbers.
+    pub fn random(epoch: u64) -> Option<Self> {
+        let mut secret = Zeroizing::new([0; SECRET_BYTES]);
+        SystemRandom::new().fill(secret.as_mut_slice()).ok()?;
+        Some(Self::new(epoch, secret))
     }
 
     /// The epoch.

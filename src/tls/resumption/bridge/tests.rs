@@ -7,7 +7,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConnection};
 
 use super::*;
-use crate::config::{GROUPS, Listener, Resumption as Section, ResumptionMode};
+use crate::config::{GROUPS, Listener, RecordLayer, Resumption as Section, ResumptionMode};
 use crate::config::{Tls, TlsVersion, UnknownName};
 use crate::tls::client_auth::ClientAuthPolicy;
 use crate::tls::hello::{Peek, TLS12, peek};
@@ -46,6 +46,7 @@ fn set_up(mode: ResumptionMode, version: TlsVersion) -> (Server, Client) {
         versions: vec![version],
         cipher_suites: None,
         groups: GROUPS.map(str::to_owned).to_vec(),
+        record_layer: RecordLayer::Lean,
     };
     let ours = provider(&tls, Cpu { aes: true, sha256: true });
     let certified = Arc::new(CertifiedKey::from_der(vec![der.clone()], key, &ours).unwrap());
