@@ -205,14 +205,22 @@ fn spread(values: impl Iterator<Item = f64>) -> Option<(f64, f64, f64)> {
     Some((*values.first()?, median, *values.last()?))
 }
 
+/// The median of what one server costs against another in the same round, which the clock speed of a
+/// shared host hardly touches; `None` where a round failed.
+fn median_ratio(samples: &[Sample], best: &[Sample]) -> Option<f64> {
+    let ratios = samples.iter().zip(best).map(|(this, best)| this.cost / best.cost);
+    let median = spread(ratios)?.1;
+    (samples.len() == best.len()).then_some(median)
+}
+
 fn print_table(work: Work, programs: &[Program], samples: &[Vec<Sample>]) {
     let cost = |samples: &[Sample]| spread(samples.iter().map(|sample| sample.cost));
     let best_peer = programs
         .iter()
         .zip(samples)
         .filter(|(program, _)| program.template != "portcullis.toml")
-        .filter_map(|(_, samples)| Some(cost(samples)?.1))
-        .min_by(f64::total_cmp);
+        .filter_map(|(_, samples)| Some((cost(samples)?.1, samples)))
+        .min_by(|(one, _), (other, _)| one.total_cmp(other));
     println!(
         "\n{}: {}, {} connections, server CPU {}\n\
          {:14} {:>9} {:>9} {:>9} {:>11} {:>10} {:>6} {:>7} {:>8}",
@@ -237,7 +245,8 @@ fn print_table(work: Work, programs: &[Program], samples: &[Vec<Sample>]) {
         };
         let middle =
             |field: fn(&Sample) -> f64| spread(samples.iter().map(field)).map_or(0.0, |s| s.1);
-        let ratio = best_peer.map_or_else(|| "-".into(), |best| format!("{:.2}", median / best));
+        let ratio = best_peer.and_then(|(_, best)| median_ratio(samples, best));
+        let ratio = ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
         let resumed = spread(samples.iter().filter_map(|sample| sample.resumed))
             .map_or_else(|| "-".into(), |(least, _, _)| format!("{:.2}", 100.0 * least));
         let digits = if work.is_bulk() { 2 } else { 0 };
