@@ -119,8 +119,8 @@ pub const SESSION_STATE_BYTES_MAX: usize = 16 * 1024;
 /// Expired sessions that one insert drops, at most: more than it adds, so that they become fewer.
 pub const EXPIRED_PER_INSERT_MAX: u32 = 2;
 
-/// Without a jump of the clock for this long, or a quarter of an epoch if that is shorter, the secrets
-/// of epochs that are over are forgotten.
+/// Without a jump of the clock for this long, or a quarter of an epoch if that is shorter, the
+/// secrets of epochs that are over are forgotten.
 pub const CLOCK_SETTLED: Duration = Duration::from_secs(300);
 
 /// By how much the clock and its steady sister may differ between two looks, a second apart.

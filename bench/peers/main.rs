@@ -205,8 +205,8 @@ fn spread(values: impl Iterator<Item = f64>) -> Option<(f64, f64, f64)> {
     Some((*values.first()?, median, *values.last()?))
 }
 
-/// The median of what one server costs against another in the same round, which the clock speed of a
-/// shared host hardly touches; `None` where a round failed.
+/// The median of what one server costs against another in the same round, which the clock speed of
+/// a shared host hardly touches; `None` where a round failed.
 fn median_ratio(samples: &[Sample], best: &[Sample]) -> Option<f64> {
     let ratios = samples.iter().zip(best).map(|(this, best)| this.cost / best.cost);
     let median = spread(ratios)?.1;

@@ -375,8 +375,8 @@ fn resumption_section(report: &mut Report, section: &Resumption, now: SystemTime
     }
     report.line(&format!(
         "a session resumes for {lifetime} after the full handshake that began it, at the listener, \
-         for the server name and under the client-authentication policy that it began with; no early \
-         data"
+         for the server name and under the client-authentication policy that it began with; no \
+         early data"
     ));
     report.line(&format!(
         "kept here at most: {} sessions per worker and {} for all, in {} MiB each",
@@ -386,8 +386,8 @@ fn resumption_section(report: &mut Report, section: &Resumption, now: SystemTime
     ));
     if section.mode == ResumptionMode::Tickets && section.lifetime > 2 * section.epoch {
         report.warn(&format!(
-            "tickets are accepted for one to two epochs of {epoch}, which ends a session before its \
-             lifetime of {lifetime}; raise resumption.epoch or lower resumption.lifetime"
+            "tickets are accepted for one to two epochs of {epoch}, which ends a session before \
+             its lifetime of {lifetime}; raise resumption.epoch or lower resumption.lifetime"
         ));
     }
 }
@@ -424,8 +424,8 @@ fn ticket_keys(report: &mut Report, section: &Resumption, now: SystemTime) {
     }
     if rotation.is_early(unix_time(now)) {
         report.warn(
-            "the clock is before the first epoch of resumption.secret_file: it is wrong here, or was \
-             where the file was made",
+            "the clock is before the first epoch of resumption.secret_file: it is wrong here, or \
+             was where the file was made",
         );
     }
 }

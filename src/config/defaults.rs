@@ -19,8 +19,8 @@ pub const GROUPS: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
 /// waits.
 pub const RECORD_LAYER: RecordLayer = RecordLayer::Lean;
 
-/// `resumption.epoch`. A stolen ticket key opens what one to two epochs sealed; half a day keeps that
-/// small and lets clients resume on the next day.
+/// `resumption.epoch`. A stolen ticket key opens what one to two epochs sealed; half a day keeps
+/// that small and lets clients resume on the next day.
 pub const EPOCH: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// `resumption.lifetime`. A client that returns once a day proves nothing anew for a day; longer

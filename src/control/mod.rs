@@ -373,8 +373,8 @@ fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) 
         tracing::info!("ticket keys: {}", plan.rotation.describe());
         if plan.rotation.is_early(unix_time(SystemTime::now())) {
             tracing::warn!(
-                "the clock is before the first epoch of resumption.secret_file: it is wrong here, or \
-                 was where the file was made; tickets are exchanged with no machine whose clock is \
+                "the clock is before the first epoch of resumption.secret_file: it is wrong here, \
+                 or was where the file was made; tickets are exchanged with no machine whose clock is \
                  right until then"
             );
         }

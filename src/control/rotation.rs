@@ -147,8 +147,8 @@ impl Rotation {
         if jump > CLOCK_JUMP {
             let way = if unix > expected { "forward" } else { "back" };
             tracing::warn!(
-                "the clock jumped {way} by {jump:?}; ticket keys follow it, and the secrets of past \
-                 epochs are kept until it has been steady for {:?}",
+                "the clock jumped {way} by {jump:?}; ticket keys follow it, and the secrets of \
+                 past epochs are kept until it has been steady for {:?}",
                 self.settled_after()
             );
             self.clock.agreed = steady;
@@ -299,8 +299,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Started at any time within an epoch, with clocks up to an epoch apart, two boxes with one
-        /// file accept each other's tickets, now and after any time.
+        /// Started at any time within an epoch, with clocks up to an epoch apart, two boxes with
+        /// one file accept each other's tickets, now and after any time.
         #[test]
         fn boxes_with_one_secret_need_not_talk(
             a in START..START + 3 * LENGTH, skew in 0..LENGTH, later in 0..3 * LENGTH,

@@ -25,9 +25,9 @@ const FILE_BYTES_MAX: u64 = 4096;
 const VERSION: u32 = 1;
 
 const HEADER: &str = "\
-# Secret of Portcullis's session tickets, made by `portcullis secret`. Whoever reads it can open the
-# tickets of the epoch below and of every later one, not of earlier ones. Portcullis moves it forward
-# as epochs end. Copy it to the other machines of the fleet; keep it private (mode 0600).
+# Secret of Portcullis's session tickets, made by `portcullis secret`. Whoever reads it can open
+# the tickets of the epoch below and of every later one, not of earlier ones. Portcullis moves it
+# forward as epochs end. Copy it to the other machines of the fleet; keep it private (mode 0600).
 ";
 
 /// What is wrong with a secret file.
@@ -46,7 +46,10 @@ pub enum SecretError {
         source: io::Error,
     },
     /// Everyone may read it.
-    #[error("every user of this machine may use it (mode {mode:04o}); run: chmod 600 {}", .path.display())]
+    #[error(
+        "every user of this machine may use it (mode {mode:04o}); run: chmod 600 {}",
+        .path.display()
+    )]
     Public {
         /// Permission bits.
         mode: u32,
@@ -64,8 +67,8 @@ pub enum SecretError {
     },
     /// It was made for epochs of another length.
     #[error(
-        "was made for epochs of {0}, and resumption.epoch is {1}: set resumption.epoch = \"{0}\", or \
-         make a new file with: portcullis secret --epoch {1} FILE",
+        "was made for epochs of {0}, and resumption.epoch is {1}: set resumption.epoch = \"{0}\", \
+         or make a new file with: portcullis secret --epoch {1} FILE",
         show_duration(*.file), show_duration(*.configured)
     )]
     Epoch {
@@ -79,7 +82,10 @@ pub enum SecretError {
 impl SecretError {
     /// Only a permission is missing.
     pub fn is_permission(&self) -> bool {
-        matches!(self, Self::Unreadable { source } if source.kind() == io::ErrorKind::PermissionDenied)
+        match self {
+            Self::Unreadable { source } => source.kind() == io::ErrorKind::PermissionDenied,
+            _ => false,
+        }
     }
 }
 

@@ -54,7 +54,8 @@ pub struct Process {
     pub shared_sessions: Counter,
     /// Gauge: bytes of these; the control thread sets it.
     pub shared_bytes: Counter,
-    /// Gauge: Unix time at which the ticket key's epoch began, in seconds; the control thread sets it.
+    /// Gauge: Unix time at which the ticket key's epoch began, in seconds; the control thread sets
+    /// it.
     pub ticket_epoch: Counter,
     /// Access-log records written; the control thread counts it.
     pub records_written: Counter,

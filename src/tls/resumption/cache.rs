@@ -93,8 +93,8 @@ pub enum Miss {
 /// Why a session was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// Its state is longer than [`SESSION_STATE_BYTES_MAX`], or it is larger than the whole cache (in L2:
-    /// than a shard).
+    /// Its state is longer than [`SESSION_STATE_BYTES_MAX`], or it is larger than the whole cache
+    /// (in L2: than a shard).
     TooLarge,
     /// Another worker was busy with the same shard (L2 only).
     Contended,

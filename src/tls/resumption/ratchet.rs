@@ -109,7 +109,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_way_to_an_epoch_leads_to_one_key(start in 0_u64..1 << 40, a in 0_u64..50, b in 0_u64..50) {
+        fn every_way_to_an_epoch_leads_to_one_key(
+            start in 0_u64..1 << 40, a in 0_u64..50, b in 0_u64..50,
+        ) {
             let from = ratchet(start);
             let straight = from.at(start + a + b).unwrap();
             let by_stages = from.at(start + a).unwrap().at(start + a + b).unwrap();
