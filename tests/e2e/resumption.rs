@@ -223,8 +223,8 @@ fn a_session_never_goes_on_under_another_name_or_at_another_listener() {
     }
 }
 
-/// The same listener's name and the same secret, and another rule about who is let in: a client that
-/// began where none was asked for must not get in where one is, nor under another authority.
+/// The same listener's name and the same secret, and another rule about who is let in: a client
+/// that began where none was asked for must not get in where one is, nor under another authority.
 #[test]
 fn a_session_never_goes_on_under_another_client_authentication_policy() {
     let shared = tempfile::tempdir().unwrap();
@@ -368,7 +368,8 @@ fn encode(bytes: &[u8]) -> String {
     )
 }
 
-/// Where the ticket begins in OpenSSL's `SSL_SESSION`: field [10], an OCTET STRING (`d2i_SSL_SESSION`).
+/// Where the ticket begins in OpenSSL's `SSL_SESSION`: field [10], an OCTET STRING
+/// (`d2i_SSL_SESSION`).
 fn ticket_at(session: &[u8]) -> usize {
     let is_field = |at: &usize| {
         let at = *at;
