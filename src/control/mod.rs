@@ -374,8 +374,8 @@ fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) 
         if plan.rotation.is_early(unix_time(SystemTime::now())) {
             tracing::warn!(
                 "the clock is before the first epoch of resumption.secret_file: it is wrong here, \
-                 or was where the file was made; until then no machine whose clock is right accepts \
-                 our tickets"
+                 or was where the file was made; until then no machine whose clock is right \
+                 accepts our tickets"
             );
         }
     }
