@@ -157,19 +157,10 @@ impl Common {
             return;
         }
         if let Some(buffer) = self.queue_to(side).take() {
-            let ends = self.ends_with_it(side);
+            // Whoever has drained a queue that has ended tells its side at once.
+            let ends = self.queue_to(side).ended() && self.queue_to(side).is_last();
             self.submit(kind, Operation::Send { side, buffer, ends }, cx);
         }
-    }
-
-    /// Whether what is being sent to a side is the last, and its end follows at once: as the end of
-    /// this direction, or by the close that comes when the other one has been delivered too.
-    fn ends_with_it(&self, side: Side) -> bool {
-        let (this, other) = match side {
-            Side::Client => (&self.outbound, &self.inbound),
-            Side::Server => (&self.inbound, &self.outbound),
-        };
-        this.ended() && this.is_last() && (!other.ended() || other.drained())
     }
 
     /// Tells a side that we send nothing more, once.

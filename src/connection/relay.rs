@@ -92,11 +92,12 @@ impl Relay {
             }
             return Close::begin(CloseReason::Finished, How::Close, How::Close, common, cx);
         }
-        // A direction's end is passed on; where both have ended, the close says it.
-        if common.inbound.drained() && !common.outbound.ended() {
+        // A direction's end is passed on at once: its last bytes may wait in the kernel for it.
+        // Where both have come to theirs, the close says it.
+        if common.inbound.drained() {
             common.shutdown(Side::Server, cx);
         }
-        if common.outbound.drained() && !common.inbound.ended() {
+        if common.outbound.drained() {
             common.shutdown(Side::Client, cx);
         }
         if common.has_room(Side::Server) {
