@@ -48,6 +48,9 @@ impl Handshake {
         common: &mut Common,
         cx: &mut Context<'_>,
     ) -> Stage {
+        if !is_resumed(common) {
+            self.attempt.begins_anew();
+        }
         let (resumption, unix) = (cx.resumption, cx.unix);
         let opened = bridge::during(resumption, &mut self.attempt, unix, || common.open(bytes, cx));
         if let Err(failure) = opened {
@@ -71,8 +74,7 @@ impl Handshake {
 
     /// Counts what the client offered to resume, what came of it, and what it got for next time.
     fn tell(&self, common: &mut Common, cx: &Context<'_>) {
-        let resumed = common.session.as_ref().is_some_and(|session| session.is_resumed());
-        let result = self.attempt.result(resumed);
+        let result = self.attempt.result(is_resumed(common));
         common.story.resumption = result;
         if let Some((kind, result)) = result {
             cx.counters.resumptions(kind).of(result).add(1);
@@ -80,7 +82,8 @@ impl Handshake {
         let made = self.attempt.made();
         cx.counters.tickets.add(u64::from(made.tickets));
         cx.counters.sessions.add(u64::from(made.sessions));
-        if made.sessions > 0 {
+        // A look-up changes the worker's cache too.
+        if made.sessions > 0 || result.is_some() {
             let (sessions, bytes) = cx.resumption.cached();
             cx.counters.cached_sessions.set(u64::from(sessions));
             cx.counters.cached_bytes.set(bytes as u64);
@@ -96,6 +99,11 @@ impl Handshake {
         common.receive(Side::Client, cx);
         Stage::Handshake(self)
     }
+}
+
+/// rustls has decided that the client's session goes on.
+fn is_resumed(common: &Common) -> bool {
+    common.session.as_ref().is_some_and(|session| session.is_resumed())
 }
 
 fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {

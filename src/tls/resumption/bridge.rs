@@ -196,6 +196,12 @@ impl Attempt {
         Some((kind, if unsuitable { ResumptionResult::OtherParameters } else { result }))
     }
 
+    /// rustls does not resume the session found, if any, and a new one begins: to be said before the
+    /// tickets of TLS 1.3, which would carry on the time of the one found.
+    pub fn begins_anew(&mut self) {
+        self.found = None;
+    }
+
     /// What was made for the client's return.
     pub fn made(&self) -> Made {
         self.made
@@ -280,10 +286,13 @@ impl ProducesTickets for Bridge {
 }
 
 impl StoresServerSessions for Bridge {
-    /// Asked in TLS 1.2 only: whether the client gets a session ID.
+    /// Asked in full handshakes of TLS 1.2 only: whether the client gets a session ID.
     fn can_cache(&self) -> bool {
-        self.ask(|desk| !(desk.resumption.tickets && desk.attempt.takes_tickets))
-            .unwrap_or_default()
+        self.ask(|desk| {
+            desk.attempt.begins_anew();
+            !(desk.resumption.tickets && desk.attempt.takes_tickets)
+        })
+        .unwrap_or_default()
     }
 
     fn put(&self, id: Vec<u8>, state: Vec<u8>) -> bool {
@@ -435,8 +444,10 @@ impl Desk<'_> {
         if self.attempt.is_tls13 {
             return self.resumption.shared.take(&id, now).map_err(reason);
         }
-        if let Ok(stored) = self.own.cache.get(&id, now) {
-            return Ok(stored.clone());
+        match self.own.cache.get(&id, now) {
+            Ok(stored) => return Ok(stored.clone()),
+            Err(Miss::NotFound) => {}
+            Err(miss) => return Err(reason(miss)),
         }
         let stored = self.resumption.shared.get(&id, now).map_err(reason)?;
         self.keep_here(id, stored.clone());
@@ -457,7 +468,7 @@ impl Desk<'_> {
         }
         match self.resumption.shared.insert(id, stored, self.attempt.unix) {
             Ok(left) => {
-                self.attempt.made.left_shared = left;
+                self.attempt.made.left_shared += left;
                 is_kept = true;
             }
             Err(Refusal::TooLarge) => self.attempt.made.too_large += 1,
@@ -471,7 +482,7 @@ impl Desk<'_> {
         let cache = &mut self.own.cache;
         let before = cache.evicted();
         let is_kept = cache.insert(id, stored, self.attempt.unix).is_ok();
-        self.attempt.made.left_worker = cache.evicted() - before;
+        self.attempt.made.left_worker += cache.evicted() - before;
         is_kept
     }
 }

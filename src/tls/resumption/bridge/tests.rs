@@ -2,6 +2,7 @@
 
 use rcgen::{CertificateParams, KeyPair};
 use rustls::client::Resumption as ClientResumption;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConnection};
@@ -24,6 +25,8 @@ const START: u32 = 41_400 * 12 * HOUR;
 struct Server {
     https: Terms,
     other: Terms,
+    /// `https` on a box of the same fleet whose CPU has no AES: it picks other suites.
+    slow: Terms,
     ratchet: Ratchet,
     workers: Vec<Rc<Resumption>>,
     unix: u32,
@@ -49,8 +52,9 @@ fn set_up(mode: ResumptionMode, version: TlsVersion) -> (Server, Client) {
         record_layer: RecordLayer::Lean,
     };
     let ours = provider(&tls, Cpu { aes: true, sha256: true });
+    let slow = provider(&tls, Cpu { aes: false, sha256: false });
     let certified = Arc::new(CertifiedKey::from_der(vec![der.clone()], key, &ours).unwrap());
-    let terms = |name: &str| {
+    let terms = |name: &str, ours: &Arc<CryptoProvider>| {
         let listener = Listener {
             name: name.to_owned(),
             bind: Vec::new(),
@@ -65,7 +69,7 @@ fn set_up(mode: ResumptionMode, version: TlsVersion) -> (Server, Client) {
             [NamedCertificate { names: names.clone(), certified: Arc::clone(&certified) }];
         let section = Section { mode, ..Section::default() };
         let nobody = ClientAuthPolicy::none();
-        Terms::build(&listener, &tls, &section, Arc::clone(&ours), &certificates, &nobody).unwrap()
+        Terms::build(&listener, &tls, &section, Arc::clone(ours), &certificates, &nobody).unwrap()
     };
     let mut roots = RootCertStore::empty();
     roots.add(der).unwrap();
@@ -78,8 +82,9 @@ fn set_up(mode: ResumptionMode, version: TlsVersion) -> (Server, Client) {
     client.resumption = ClientResumption::in_memory_sessions(64);
     let ratchet = Ratchet::new(41_399, Zeroizing::new([1; SECRET_BYTES]));
     let mut server = Server {
-        https: terms("https"),
-        other: terms("other"),
+        https: terms("https", &ours),
+        other: terms("other", &ours),
+        slow: terms("https", &slow),
         ratchet,
         workers: vec![],
         unix: START,
@@ -151,6 +156,9 @@ impl Client {
                 };
                 Attempt::new(name_fingerprint(Some(name)), hello.client, terms.offers_tls13())
             });
+            if connection.handshake_kind() != Some(HandshakeKind::Resumed) {
+                attempt.begins_anew();
+            }
             during(&server.workers[worker], attempt, server.unix, || {
                 let mut bytes = bytes.as_slice();
                 while !bytes.is_empty() {
@@ -329,6 +337,32 @@ fn a_ticket_of_tls12_is_renewed_once_per_epoch() {
 }
 
 #[test]
+fn a_client_whose_session_does_not_fit_gets_a_whole_new_one() {
+    for (mode, version, kind) in WAYS {
+        let (mut server, client) = set_up(mode, version);
+        client.connect(&server, &server.https, 0, "a.example");
+        server.wait(HOUR);
+        let tried = client.try_connect(&server, &server.slow, 1, "a.example", |_| {});
+        let (outcome, made) = tried.unwrap();
+        let wanted = missed(kind, ResumptionResult::OtherParameters);
+        assert_eq!(outcome, wanted, "{mode:?} {version:?}");
+        let wanted = match (mode, version) {
+            (ResumptionMode::Tickets, TlsVersion::Tls12) => (1, 0),
+            (ResumptionMode::Tickets, TlsVersion::Tls13) => (2, 0),
+            (_, TlsVersion::Tls12) => (0, 1),
+            (_, TlsVersion::Tls13) => (0, 2),
+        };
+        assert_eq!((made.tickets, made.sessions), wanted, "{mode:?} {version:?}");
+        // It goes on for a lifetime from this handshake on, not from the one before.
+        for hours in [11, 12] {
+            server.wait(hours * HOUR + HOUR / 4);
+            let outcome = client.connect(&server, &server.slow, 2, "a.example");
+            assert_eq!(outcome, resumed(kind), "{mode:?} {version:?}");
+        }
+    }
+}
+
+#[test]
 fn nothing_is_resumed_where_resumption_is_off() {
     for version in [TlsVersion::Tls12, TlsVersion::Tls13] {
         let (server, client) = set_up(ResumptionMode::Off, version);
@@ -338,6 +372,53 @@ fn nothing_is_resumed_where_resumption_is_off() {
             assert_eq!((outcome, made), (FULL, Made::default()));
         }
     }
+}
+
+#[test]
+fn every_session_that_leaves_for_a_handshake_is_counted() {
+    let (server, _client) = set_up(ResumptionMode::Cache, TlsVersion::Tls13);
+    let shared = Arc::new(Shared::new(64, 1 << 20));
+    let own = Rc::new(Resumption::new(Beginnings {
+        tickets: false,
+        shared: Arc::clone(&shared),
+        ..Beginnings::for_tests()
+    }));
+    let bridge = Bridge::new("https", [0; 8]);
+    let mut attempt = Attempt::new([0; 8], TLS13_CLIENT, true);
+    during(&own, &mut attempt, server.unix, || {
+        // All of one shard, which has one place.
+        for id in [1, 2, 3] {
+            let mut id = vec![id; 32];
+            id[0] = 0;
+            assert!(bridge.put(id, vec![0]));
+        }
+        let mut elsewhere = vec![1; 32];
+        elsewhere[0] = 1;
+        assert!(bridge.put(elsewhere, vec![0]));
+    });
+    assert_eq!((shared.evicted(), attempt.made().left_shared), (2, 2));
+}
+
+#[test]
+fn what_expired_in_a_workers_own_cache_has_expired() {
+    let (mut server, _client) = set_up(ResumptionMode::Cache, TlsVersion::Tls12);
+    let shared = Arc::new(Shared::new(64, 1 << 20));
+    let own = Rc::new(Resumption::new(Beginnings {
+        tickets: false,
+        shared: Arc::clone(&shared),
+        ..Beginnings::for_tests()
+    }));
+    let bridge = Bridge::new("https", [0; 8]);
+    let traits = ClientTraits { newest_version: TLS12, takes_tickets: false };
+    let mut attempt = Attempt::new([0; 8], traits, false);
+    during(&own, &mut attempt, server.unix, || bridge.put(vec![7; 32], vec![0]));
+    // It had to leave the cache of all workers.
+    shared.remove(&SessionId([7; 32])).unwrap();
+    server.wait(25 * HOUR);
+    let mut attempt = Attempt::new([0; 8], traits, false);
+    during(&own, &mut attempt, server.unix, || assert_eq!(bridge.get(&[7; 32]), None));
+    let wanted = (ResumptionKind::SessionId, ResumptionResult::Expired);
+    assert_eq!(attempt.result(false), Some(wanted));
 }
 
 #[test]
