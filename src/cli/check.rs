@@ -403,10 +403,9 @@ fn ticket_keys(report: &mut Report, section: &Resumption, now: SystemTime) {
     match &section.secret_file {
         Some((path, _)) => {
             report.line(&format!("ticket keys from {}: {}", path.display(), rotation.describe()));
-            let directory = match path.parent() {
-                Some(parent) if parent != Path::new("") => parent,
-                _ => Path::new("."),
-            };
+            // A link stays; what it leads to is moved forward.
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let directory = path.parent().unwrap_or(Path::new("/"));
             if nix::unistd::access(directory, AccessFlags::W_OK).is_err() {
                 report.warn(&format!(
                     "{} may not be written by this user: ticket keys change all the same, but the \

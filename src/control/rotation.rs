@@ -203,12 +203,17 @@ fn number(unix: Duration, length: Duration) -> u64 {
 /// Moves the file forward, unless another process has done so.
 fn move_file(path: &Path, length: Duration, ratchet: &Ratchet) -> Result<(), String> {
     let found = secret::read(path, length).map_err(|error| error.to_string())?;
-    if found.epoch() >= ratchet.epoch() {
-        return Ok(());
-    }
-    let is_ours = found.at(ratchet.epoch()).is_some_and(|at| at.secret() == ratchet.secret());
+    // Whichever is later follows from the other, if they are of one secret.
+    let later = found.epoch().max(ratchet.epoch());
+    let is_ours = found
+        .at(later)
+        .zip(ratchet.at(later))
+        .is_some_and(|(found, ours)| found.secret() == ours.secret());
     if !is_ours {
         return Err("holds another secret than at the start; restart to use it".to_owned());
+    }
+    if found.epoch() == later {
+        return Ok(());
     }
     secret::advance(path, length, ratchet)
         .map_err(|error| format!("cannot be moved forward: {error}"))
@@ -392,6 +397,17 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), before);
         assert!(this.rotation.is_stuck);
         drop(directory);
+    }
+
+    #[test]
+    fn a_newer_secret_in_the_files_place_is_told_too() {
+        let (_directory, path) = shared(START);
+        let mut this = Machine::start(Some(&path), START);
+        // Another process was started with it, and has moved it forward already.
+        let (_other_directory, other) = shared(START + 4 * LENGTH);
+        std::fs::rename(&other, &path).unwrap();
+        this.pass(2 * LENGTH, 0);
+        assert!(this.rotation.is_stuck);
     }
 
     #[test]

@@ -23,6 +23,8 @@ const MODE_OTHERS: u32 = 0o007;
 /// Bytes of the file, at most; it has about 400.
 const FILE_BYTES_MAX: u64 = 4096;
 const VERSION: u32 = 1;
+/// Seconds since 1970 at which an epoch may begin: tickets have 32 bits for the time.
+const UNIX_MAX: u64 = u32::MAX as u64;
 
 const HEADER: &str = "\
 # Secret of Portcullis's session tickets, made by `portcullis secret`. Whoever reads it can open
@@ -45,6 +47,9 @@ pub enum SecretError {
         /// Why.
         source: io::Error,
     },
+    /// It is a directory, a pipe or a device.
+    #[error("is not a file; name one that `portcullis secret` made")]
+    NotFile,
     /// Everyone may read it.
     #[error(
         "every user of this machine may use it (mode {mode:04o}); run: chmod 600 {}",
@@ -105,8 +110,17 @@ pub fn read(path: &Path, epoch: Duration) -> Result<Ratchet, SecretError> {
         io::ErrorKind::NotFound => SecretError::Missing { path: path.to_owned() },
         _ => SecretError::Unreadable { source },
     };
-    let file = File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o777;
+    // A pipe without a writer would be waited for.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .map_err(unreadable)?;
+    let found = file.metadata().map_err(unreadable)?;
+    if !found.is_file() {
+        return Err(SecretError::NotFile);
+    }
+    let mode = found.permissions().mode() & 0o777;
     if mode & MODE_OTHERS != 0 {
         return Err(SecretError::Public { mode, path: path.to_owned() });
     }
@@ -127,6 +141,9 @@ pub fn read(path: &Path, epoch: Duration) -> Result<Ratchet, SecretError> {
         let file = Duration::from_secs(content.epoch_seconds);
         return Err(SecretError::Epoch { file, configured: epoch });
     }
+    if content.epoch.checked_mul(content.epoch_seconds).is_none_or(|unix| unix > UNIX_MAX) {
+        return Err(malformed(&format!("epoch {} is after the year 2106", content.epoch)));
+    }
     let secret = decode(&digits).ok_or_else(|| malformed("secret is not 64 hex digits"))?;
     Ok(Ratchet::new(content.epoch, secret))
 }
@@ -141,19 +158,19 @@ pub fn create(path: &Path, epoch: Duration, ratchet: &Ratchet) -> io::Result<()>
 /// Puts a later epoch's secret in the place of what the file holds. The old content is gone from
 /// the file; what the disk keeps of it is for the disk to say.
 pub fn advance(path: &Path, epoch: Duration, ratchet: &Ratchet) -> io::Result<()> {
+    // Renaming over a link would leave the old secret where the link led to.
+    let path = &fs::canonicalize(path)?;
     let before = fs::metadata(path)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     // Two processes that share a file write the same, each to its own temporary.
     name.push(format!(".{}.new", std::process::id()));
     let temporary = path.with_file_name(name);
+    // One that a crash left behind, or that somebody put there, would keep its own permissions.
+    let _absent = fs::remove_file(&temporary);
     let written = (|| {
         let mode = before.permissions().mode() & 0o777 & !MODE_OTHERS;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         if std::os::unix::fs::fchown(&file, Some(before.uid()), Some(before.gid())).is_err() {
             // Without the privilege the file becomes ours, which we could read before.
             tracing::debug!("the secret file's owner could not be kept");
@@ -162,10 +179,7 @@ pub fn advance(path: &Path, epoch: Duration, ratchet: &Ratchet) -> io::Result<()
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         // The name is safe only when its directory is.
-        File::open(
-            path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new(".")),
-        )?
-        .sync_all()
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
     })();
     if written.is_err() {
         let _absent = fs::remove_file(&temporary);
@@ -251,6 +265,52 @@ mod tests {
         let error = create(&path, EPOCH, &ratchet(4)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read(&path, EPOCH).unwrap().epoch(), 3);
+    }
+
+    #[test]
+    fn a_link_stays_and_what_it_leads_to_moves_forward() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = made(&directory);
+        let links = tempfile::tempdir().unwrap();
+        let link = links.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        advance(&link, EPOCH, &ratchet(5)).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(read(&path, EPOCH).unwrap().epoch(), 5, "the old secret is gone");
+    }
+
+    #[test]
+    fn what_lies_in_the_temporarys_place_lends_it_no_permissions() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = made(&directory);
+        let left = directory.path().join(format!("tickets.secret.{}.new", std::process::id()));
+        fs::write(&left, "from a process of the same number that was killed").unwrap();
+        fs::set_permissions(&left, fs::Permissions::from_mode(0o644)).unwrap();
+        advance(&path, EPOCH, &ratchet(5)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn only_a_file_is_read_and_nothing_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        for path in [directory.path(), &pipe] {
+            let why = why(path, EPOCH);
+            assert!(why.contains("not a file") && !why.contains("chmod"), "{why}");
+        }
+    }
+
+    #[test]
+    fn an_epoch_beyond_the_calendar_is_malformed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = made(&directory);
+        let text = fs::read_to_string(&path).unwrap();
+        for epoch in [u64::from(u32::MAX) / 43_200 + 1, i64::MAX as u64] {
+            let epoch = format!("epoch = {epoch}");
+            fs::write(&path, text.replacen("epoch = 3", &epoch, 1)).unwrap();
+            assert!(why(&path, EPOCH).contains("2106"), "{}", why(&path, EPOCH));
+        }
     }
 
     #[test]

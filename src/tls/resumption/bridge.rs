@@ -196,8 +196,8 @@ impl Attempt {
         Some((kind, if unsuitable { ResumptionResult::OtherParameters } else { result }))
     }
 
-    /// rustls does not resume the session found, if any, and a new one begins: to be said before the
-    /// tickets of TLS 1.3, which would carry on the time of the one found.
+    /// rustls does not resume the session found, if any, and a new one begins: to be said before
+    /// the tickets of TLS 1.3, which would carry on the time of the one found.
     pub fn begins_anew(&mut self) {
         self.found = None;
     }
