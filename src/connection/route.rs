@@ -99,8 +99,7 @@ impl Route {
         common.server.open = true;
         common.set_deadline(snapshot.timeouts.connect, cx);
         let address = server.address.clone();
-        let speaks = !common.inbound.is_empty() || self.sends_proxy_header(common);
-        common.submit(Kind::Connect, Operation::Connect { address, speaks }, cx);
+        common.submit(Kind::Connect, Operation::Connect { address }, cx);
         self.wait(common, cx)
     }
 

@@ -58,9 +58,6 @@ pub enum Operation {
     Connect {
         /// To where.
         address: Address,
-        /// Bytes wait to be sent as soon as it stands: the acknowledgement that completes it may
-        /// travel with them instead of in a packet of its own.
-        speaks: bool,
     },
     /// Send the end of the stream after what was sent before.
     Shutdown {

@@ -36,9 +36,6 @@ const EINVAL: Errno = Errno(22);
 static NO_DELAY: libc::c_int = 1;
 /// `TCP_QUICKACK`: now, but not from now on, which an odd number would mean.
 static ACKNOWLEDGE_ONCE: libc::c_int = 2;
-/// `TCP_QUICKACK`: with what we send, or after the kernel's delay. Set before the connect, it holds
-/// for the acknowledgement that completes it, too.
-static ACKNOWLEDGE_LATER: libc::c_int = 0;
 const OPTION_BYTES: u32 = 4;
 const _: () = assert!(size_of::<libc::c_int>() == OPTION_BYTES as usize);
 /// `AF_UNSPEC`, which is 0.
@@ -221,8 +218,9 @@ impl Ring {
         self.push(&entry);
     }
 
-    /// `socket → options → connect`, linked: one submission, one completion unless a step fails.
-    fn connect(&mut self, token: Token, to: &Address, speaks: bool) {
+    /// `socket → TCP_NODELAY → connect`, linked: one submission, one completion unless a step
+    /// fails.
+    fn connect(&mut self, token: Token, to: &Address) {
         let mut address = self.spare_addresses.pop().unwrap_or_default();
         if address.set(to).is_err() {
             self.spare_addresses.push(address);
@@ -232,7 +230,7 @@ impl Ring {
         let server = file(token, Side::Server);
         let step = Token { kind: Kind::Internal, ..token }.pack();
         let quiet = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
-        self.make_room(4);
+        self.make_room(3);
         let socket = opcode::Socket::new(address.family(), libc::SOCK_STREAM, 0)
             .file_index(destination(token, Side::Server))
             .build()
@@ -240,12 +238,14 @@ impl Ring {
             .user_data(step);
         self.push(&socket);
         if self.features.socket_options && matches!(to, Address::Inet(_)) {
-            let options =
-                [(libc::TCP_NODELAY, &NO_DELAY), (libc::TCP_QUICKACK, &ACKNOWLEDGE_LATER)];
-            for (option, value) in options.into_iter().take(1 + usize::from(speaks)) {
-                let set = tcp_option(server, option, value);
-                self.push(&set.flags(quiet).user_data(step));
-            }
+            let no_delay = opcode::SetSockOpt::new(
+                server,
+                libc::IPPROTO_TCP.cast_unsigned(),
+                libc::TCP_NODELAY.cast_unsigned(),
+                (&raw const NO_DELAY).cast(),
+                OPTION_BYTES,
+            );
+            self.push(&no_delay.build().flags(quiet).user_data(step));
         }
         let (storage, length) = address.filled();
         let connect = opcode::Connect::new(server, storage, length).build();
@@ -283,9 +283,14 @@ impl Ring {
             self.answer(token, Ok(0));
             return;
         }
-        let client = file(token, Side::Client);
-        let acknowledge = tcp_option(client, libc::TCP_QUICKACK, &ACKNOWLEDGE_ONCE);
-        self.push(&acknowledge.user_data(token.pack()));
+        let acknowledge = opcode::SetSockOpt::new(
+            file(token, Side::Client),
+            libc::IPPROTO_TCP.cast_unsigned(),
+            libc::TCP_QUICKACK.cast_unsigned(),
+            (&raw const ACKNOWLEDGE_ONCE).cast(),
+            OPTION_BYTES,
+        );
+        self.push(&acknowledge.build().user_data(token.pack()));
     }
 
     /// Completes an operation without the kernel.
@@ -403,7 +408,7 @@ impl Io for Ring {
             Operation::LocalAddress => self.local_address(token),
             Operation::Acknowledge => self.acknowledge(token),
             Operation::Send { side, buffer, ends } => self.send(token, side, buffer, ends),
-            Operation::Connect { address, speaks } => self.connect(token, &address, speaks),
+            Operation::Connect { address } => self.connect(token, &address),
             Operation::Recv { side } => self.recv(token, side),
             Operation::Shutdown { side } => self.shutdown(token, side),
             Operation::Reset { side } => {
@@ -472,18 +477,6 @@ fn file(token: Token, side: Side) -> Fixed {
     Fixed(token.slot * 2 + side as u32)
 }
 
-/// Sets one of tcp(7)'s options (`SOCKET_URING_OP_SETSOCKOPT`, Linux 6.7).
-fn tcp_option(socket: Fixed, option: libc::c_int, value: &'static libc::c_int) -> squeue::Entry {
-    opcode::SetSockOpt::new(
-        socket,
-        libc::IPPROTO_TCP.cast_unsigned(),
-        option.cast_unsigned(),
-        std::ptr::from_ref(value).cast(),
-        OPTION_BYTES,
-    )
-    .build()
-}
-
 impl Drop for Ring {
     fn drop(&mut self) {
         // Closing a ring cancels what is in flight some time later; the memory lent to it goes
@@ -528,7 +521,7 @@ mod tests {
         ring.slots.resize_with(8, SlotMemory::default);
         let token = Token::new(5, 1, Kind::Connect);
         let address = Address::Inet("127.0.0.1:9".parse().unwrap());
-        ring.submit(token, Operation::Connect { address, speaks: true });
+        ring.submit(token, Operation::Connect { address });
         let mut completions = Vec::new();
         let until = ring.now() + std::time::Duration::from_secs(1);
         ring.wait(Some(until), &mut completions);
