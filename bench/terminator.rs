@@ -1,4 +1,5 @@
-//! The built `portcullis` binary over loopback, one worker: server CPU time per operation.
+//! The built `portcullis` binary over loopback, with 1, 2, 4, … workers: server CPU time per
+//! operation.
 //!
 //! What criterion reports as time is the CPU time of the server process, user and system, not wall
 //! time: the machine's other load and the clients' cost are not in it. See `bench/README.md`.
@@ -9,27 +10,63 @@ mod support;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
+use tempfile::TempDir;
 
 use support::certificate::{Certificate, KeyKind};
 use support::client::{Clients, Until};
 use support::cpu::{self, Placement};
+use support::knocks::Knocks;
 use support::origin::Origin;
 use support::server::{Program, Server};
 use support::work::{FULL, FULL12, REQUEST, SESSION_ID12, TICKET12, TICKET13, Work};
 use support::{Error, Result};
 
+/// What the clients of a benchmark do.
+#[derive(Debug, Clone, Copy)]
+enum Load {
+    /// TLS, with a certificate of this kind.
+    Tls(KeyKind, Work),
+    /// Connect and end without a byte.
+    Knock,
+}
+
+use KeyKind::{Ecdsa, Rsa};
+use Load::{Knock, Tls};
+
+const RELAY_64: Work = Work { name: "relay64", request_bytes: 64, answer_bytes: 64, ..REQUEST };
+const RELAY_16K: Work =
+    Work { name: "relay16k", request_bytes: 16 * 1024, answer_bytes: 16 * 1024, ..REQUEST };
+/// In answers with an end, unlike that of `peers`: what was answered is what was asked for.
+const BULK: Work = Work {
+    name: "bulk",
+    connections: 8,
+    request_bytes: 1,
+    answer_bytes: 4 * 1024 * 1024,
+    ..REQUEST
+};
+
 /// Stable names, and what they measure. What needs resumption comes last: where it does not work,
 /// the first of those ends the program.
-const BENCHES: [(&str, Work); 6] = [
-    ("handshake/full/ecdsa_p256/tls13/workers", FULL),
-    ("handshake/full/ecdsa_p256/tls12/workers", FULL12),
-    ("relay/1KiB/workers", REQUEST),
-    ("handshake/ticket/ecdsa_p256/tls13/workers", TICKET13),
-    ("handshake/ticket/ecdsa_p256/tls12/workers", TICKET12),
-    ("handshake/session_id/ecdsa_p256/tls12/workers", SESSION_ID12),
+const BENCHES: [(&str, Load); 15] = [
+    ("handshake/full/ecdsa_p256/tls13/workers", Tls(Ecdsa, FULL)),
+    ("handshake/full/ecdsa_p256/tls12/workers", Tls(Ecdsa, FULL12)),
+    ("handshake/full/rsa_2048/tls13/workers", Tls(Rsa, FULL)),
+    ("handshake/full/rsa_2048/tls12/workers", Tls(Rsa, FULL12)),
+    ("relay/64B/workers", Tls(Ecdsa, RELAY_64)),
+    ("relay/1KiB/workers", Tls(Ecdsa, REQUEST)),
+    ("relay/16KiB/workers", Tls(Ecdsa, RELAY_16K)),
+    ("bulk/workers", Tls(Ecdsa, BULK)),
+    ("accept/workers", Knock),
+    ("handshake/ticket/ecdsa_p256/tls13/workers", Tls(Ecdsa, TICKET13)),
+    ("handshake/ticket/ecdsa_p256/tls12/workers", Tls(Ecdsa, TICKET12)),
+    ("handshake/ticket/rsa_2048/tls13/workers", Tls(Rsa, TICKET13)),
+    ("handshake/ticket/rsa_2048/tls12/workers", Tls(Rsa, TICKET12)),
+    ("handshake/session_id/ecdsa_p256/tls12/workers", Tls(Ecdsa, SESSION_ID12)),
+    ("handshake/session_id/rsa_2048/tls12/workers", Tls(Rsa, SESSION_ID12)),
 ];
 
 fn main() -> ExitCode {
@@ -44,35 +81,77 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     support::raise_open_files()?;
-    let placement = Placement::choose()?;
-    eprintln!("{}", placement.describe());
+    let allowed = cpu::allowed()?.len();
+    let mut placements = Vec::new();
+    // 1, 2, 4, … up to the CPUs that we may use.
+    for workers in (0..usize::BITS).map(|bit| 1 << bit).take_while(|count| *count <= allowed) {
+        let placement = Placement::choose(workers)?;
+        eprintln!("{}", placement.describe());
+        placements.push(placement);
+    }
+    let certificates = Certificates::create()?;
     let mut criterion = Criterion::default()
         .without_plots()
         .sample_size(10)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(5))
         .configure_from_args();
-    for (name, work) in BENCHES {
-        bench(&mut criterion, name, work, placement);
+    for (name, load) in BENCHES {
+        for placement in &placements {
+            bench(&mut criterion, name, load, placement, &certificates);
+        }
     }
     criterion.final_summary();
     Ok(())
 }
 
-/// Measures `work` through a server with one worker under the stable name `name/1`.
-fn bench(criterion: &mut Criterion, name: &str, work: Work, placement: Placement) {
+/// One certificate of each kind, for all servers; the files are removed with the directory.
+struct Certificates {
+    ecdsa: Certificate,
+    rsa: Certificate,
+    _directories: [TempDir; 2],
+}
+
+impl Certificates {
+    fn create() -> Result<Self> {
+        let directories = [tempfile::tempdir()?, tempfile::tempdir()?];
+        let [for_ecdsa, for_rsa] = &directories;
+        Ok(Self {
+            ecdsa: Certificate::create(Ecdsa, for_ecdsa.path())?,
+            rsa: Certificate::create(Rsa, for_rsa.path())?,
+            _directories: directories,
+        })
+    }
+
+    fn of(&self, kind: KeyKind) -> &Certificate {
+        match kind {
+            Ecdsa => &self.ecdsa,
+            Rsa => &self.rsa,
+        }
+    }
+}
+
+/// Measures `load` through a server with a worker on each CPU of `placement`, under the stable name
+/// `name/WORKERS`.
+fn bench(
+    criterion: &mut Criterion,
+    name: &str,
+    load: Load,
+    placement: &Placement,
+    certificates: &Certificates,
+) {
     let mut group = criterion.benchmark_group(name);
-    group.throughput(if work.closes {
-        Throughput::Elements(1)
-    } else {
-        Throughput::Bytes(work.request_bytes + work.answer_bytes)
+    group.throughput(match load {
+        Tls(_, work) if !work.closes => Throughput::Bytes(work.request_bytes + work.answer_bytes),
+        Tls(..) | Knock => Throughput::Elements(1),
     });
     // Started at the first iteration: what the command line filters out must not start, nor fail.
     let mut bed = None;
-    group.bench_function("1", |bencher| {
+    group.bench_function(placement.server.len().to_string(), |bencher| {
         bencher.iter_custom(|operations| {
             let bed = bed.get_or_insert_with(|| {
-                Bed::start(work, placement).unwrap_or_else(|error| give_up(name, &error))
+                Bed::start(load, placement, certificates)
+                    .unwrap_or_else(|error| give_up(name, &error))
             });
             bed.measure(operations)
                 .unwrap_or_else(|error| give_up(name, &bed.server.explain("portcullis", &error)))
@@ -87,31 +166,75 @@ fn give_up(name: &str, error: &Error) -> ! {
     panic!("{name}: {error}")
 }
 
+/// One thread's clients.
+enum Crowd {
+    Tls(Clients),
+    Knock(Knocks),
+}
+
+impl Crowd {
+    fn run(&mut self, operations: u64) -> Result<()> {
+        match self {
+            Self::Tls(clients) => clients.run(Until::Operations(operations)).map(drop),
+            Self::Knock(knocks) => knocks.run(operations),
+        }
+    }
+}
+
 /// One server with its clients in front and its origin behind. Fields are dropped in this order.
 struct Bed {
-    clients: Clients,
+    /// As many as the server has workers, so that the load of one worker is always the same; each
+    /// with the CPU that its thread runs on.
+    crowds: Vec<(usize, Crowd)>,
     server: Server,
     _origin: Origin,
 }
 
 impl Bed {
-    fn start(work: Work, placement: Placement) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let certificate = Certificate::create(KeyKind::Ecdsa, directory.path())?;
+    fn start(load: Load, placement: &Placement, certificates: &Certificates) -> Result<Self> {
+        // The server is probed before it is knocked at.
+        let (kind, work) = match load {
+            Tls(kind, work) => (kind, work),
+            Knock => (Ecdsa, FULL),
+        };
+        let certificate = certificates.of(kind);
         let program =
             Program::portcullis("portcullis", Path::new(env!("CARGO_BIN_EXE_portcullis")));
-        cpu::pin(placement.clients)?;
-        let origin = Origin::start(work, placement.clients)?;
-        let server = Server::start(&program, &certificate, origin.address, placement, work)?;
-        let clients = Clients::connect(server.address, work, &certificate)
+        cpu::pin(&placement.clients)?;
+        let origin = Origin::start(work, &placement.clients)?;
+        let server = Server::start(&program, certificate, origin.address, placement, work)?;
+        let cpus = placement.clients.iter().copied().cycle();
+        let crowds = cpus
+            .take(placement.server.len())
+            .map(|cpu| {
+                let crowd = match load {
+                    Tls(..) => Crowd::Tls(Clients::connect(server.address, work, certificate)?),
+                    Knock => Crowd::Knock(Knocks::new(server.address)?),
+                };
+                Ok((cpu, crowd))
+            })
+            .collect::<Result<_>>()
             .map_err(|error| server.explain(&program.name, &error))?;
-        Ok(Self { clients, server, _origin: origin })
+        Ok(Self { crowds, server, _origin: origin })
     }
 
     /// CPU time that `operations` cost the server.
     fn measure(&mut self, operations: u64) -> Result<Duration> {
         let before = self.server.cpu_time()?;
-        self.clients.run(Until::Operations(operations))?;
+        let count = self.crowds.len() as u64;
+        thread::scope(|scope| {
+            let running: Vec<_> = (0..count)
+                .zip(&mut self.crowds)
+                .map(|(at, (cpu, crowd))| {
+                    // What cannot be shared out evenly goes to the first.
+                    let share = operations / count + u64::from(at < operations % count);
+                    scope.spawn(move || cpu::pin(&[*cpu]).and_then(|()| crowd.run(share)))
+                })
+                .collect();
+            running
+                .into_iter()
+                .try_for_each(|thread| thread.join().map_err(|_| "a client's thread panicked")?)
+        })?;
         Ok((self.server.cpu_time()? - before).used)
     }
 }

@@ -94,7 +94,7 @@ fn run(mut options: Options) -> Result<bool> {
     }
     let programs = programs(&options)?;
     support::raise_open_files()?;
-    let placement = Placement::choose()?;
+    let placement = Placement::choose(1)?;
     let directory = tempfile::tempdir()?;
     let certificate = Certificate::create(options.certificate, directory.path())?;
     println!(
@@ -112,7 +112,7 @@ fn run(mut options: Options) -> Result<bool> {
         let mut samples = vec![Vec::new(); programs.len()];
         for round in 0..options.rounds {
             for (program, samples) in programs.iter().zip(&mut samples) {
-                match measure(program, work, &certificate, placement, &options) {
+                match measure(program, work, &certificate, &placement, &options) {
                     Ok(sample) => samples.push(sample),
                     Err(error) => {
                         all_served = false;
@@ -157,11 +157,11 @@ fn measure(
     program: &Program,
     work: Work,
     certificate: &Certificate,
-    placement: Placement,
+    placement: &Placement,
     options: &Options,
 ) -> Result<Sample> {
-    cpu::pin(placement.clients)?;
-    let origin = Origin::start(work, placement.clients)?;
+    cpu::pin(&placement.clients)?;
+    let origin = Origin::start(work, &placement.clients)?;
     let server = Server::start(program, certificate, origin.address, placement, work)?;
     load(&server, work, certificate, options).map_err(|error| server.explain(&program.name, &error))
 }

@@ -235,9 +235,8 @@ impl Clients {
             return Ok(());
         }
         if slot.is_none() {
-            let source = 1 + u8::try_from(self.opened % u64::from(SOURCES))?;
+            let tcp = open(self.target, source(self.opened)?)?;
             self.opened += 1;
-            let tcp = open(self.target, Ipv4Addr::new(127, 0, 0, source))?;
             let tls = ClientConnection::new(Arc::clone(config), ServerName::try_from(NAME)?)?;
             self.epoll.add(&tcp, EpollEvent::new(EpollFlags::EPOLLIN, at as u64))?;
             *slot = Some(Connection {
@@ -300,8 +299,13 @@ impl Clients {
     }
 }
 
+/// Where the `number`th connection comes from.
+pub(super) fn source(number: u64) -> Result<Ipv4Addr> {
+    Ok(Ipv4Addr::new(127, 0, 0, 1 + u8::try_from(number % u64::from(SOURCES))?))
+}
+
 /// A socket from `source` that connects to `target`, non-blocking.
-fn open(target: SocketAddrV4, source: Ipv4Addr) -> Result<TcpStream> {
+pub(super) fn open(target: SocketAddrV4, source: Ipv4Addr) -> Result<TcpStream> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
     // The port is chosen at connect, when the kernel knows the whole quadruple.

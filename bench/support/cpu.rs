@@ -3,6 +3,7 @@
 use std::fs;
 use std::iter::Sum;
 use std::ops::{Add, Sub};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -70,43 +71,89 @@ pub(crate) fn of_process(pid: u32) -> Result<CpuTime> {
 }
 
 /// Which CPUs the process under test and everything else run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placement {
-    /// The CPU of the process under test.
-    pub(crate) server: usize,
-    /// The CPU of clients and origin.
-    pub(crate) clients: usize,
+    /// The CPUs of the process under test, one for each worker.
+    pub(crate) server: Vec<usize>,
+    /// The CPUs of clients and origin: no more than the server's, none of them where there are
+    /// enough, and all that we may use where there is no other left.
+    pub(crate) clients: Vec<usize>,
 }
 
 impl Placement {
-    /// The first CPU we may use, and the first other one that is not its hyperthread.
-    pub(crate) fn choose() -> Result<Self> {
-        let allowed = sched_getaffinity(Pid::from_raw(0))?;
-        let cpus: Vec<usize> =
-            (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu) == Ok(true)).collect();
-        let server = *cpus.first().ok_or("no CPU allowed")?;
-        let siblings = siblings(server);
-        let clients = cpus
-            .iter()
-            .find(|cpu| !siblings.contains(cpu))
-            .or_else(|| cpus.get(1))
-            .unwrap_or(&server);
-        Ok(Self { server, clients: *clients })
+    /// For each of `workers` a core of its own, as long as there are cores; clients and origin on
+    /// others, and only if there are none on the hyperthreads of the server's cores.
+    ///
+    /// # Errors
+    /// We may use fewer CPUs than there are workers.
+    pub(crate) fn choose(workers: usize) -> Result<Self> {
+        let mut cpus = allowed()?;
+        if workers == 0 || workers > cpus.len() {
+            return Err(format!("{workers} workers on {} CPUs", cpus.len()).into());
+        }
+        // The first hardware thread of each core first; the sort is stable.
+        cpus.sort_by_key(|&cpu| siblings(cpu).into_iter().min() != Some(cpu));
+        let (server, others) = cpus.split_at(workers);
+        let is_sibling = |cpu: &usize| siblings(*cpu).iter().any(|one| server.contains(one));
+        let mut clients: Vec<usize> =
+            others.iter().copied().filter(|cpu| !is_sibling(cpu)).take(workers).collect();
+        if clients.is_empty() {
+            clients = others.iter().copied().take(workers).collect();
+        }
+        if clients.is_empty() {
+            clients = server.to_vec();
+        }
+        Ok(Self { server: server.to_vec(), clients })
     }
 
     /// One sentence for the head of a table.
-    pub(crate) fn describe(self) -> String {
-        let Self { server, clients } = self;
-        if server == clients {
+    pub(crate) fn describe(&self) -> String {
+        let (server, clients) = (list(&self.server), list(&self.clients));
+        if self.server == self.clients {
             return format!(
-                "everything on CPU {server}: only one is allowed; expect noise from cache misses \
-                 and no parallel work"
+                "{}everything on CPU {server}: no other is allowed, so server and clients are NOT \
+                 on disjoint CPUs; expect noise from cache misses, and no more parallel work",
+                self.workers(),
             );
         }
+        let is_shared = |cpu: &usize| siblings(*cpu).iter().any(|one| self.server.contains(one));
         let shared =
-            if siblings(server).contains(&clients) { ", HYPERTHREADS of one core" } else { "" };
-        format!("server on CPU {server}, clients and origin on CPU {clients}{shared}")
+            if self.clients.iter().any(is_shared) { ", HYPERTHREADS of its cores" } else { "" };
+        let fewer = if self.clients.len() < self.server.len() {
+            "; FEWER than the server's, which may be too few to keep it busy"
+        } else {
+            ""
+        };
+        format!(
+            "{}server on CPU {server}, clients and origin on CPU {clients}{shared}{fewer}",
+            self.workers(),
+        )
     }
+
+    /// How many workers, where it is not one.
+    fn workers(&self) -> String {
+        match self.server.len() {
+            1 => String::new(),
+            count => format!("{count} workers: "),
+        }
+    }
+}
+
+/// The CPUs that we may use, as it was before anything was pinned: call it first there.
+pub(crate) fn allowed() -> Result<Vec<usize>> {
+    static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
+    if let Some(cpus) = ALLOWED.get() {
+        return Ok(cpus.clone());
+    }
+    let set = sched_getaffinity(Pid::from_raw(0))?;
+    let cpus: Vec<usize> =
+        (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu) == Ok(true)).collect();
+    Ok(ALLOWED.get_or_init(|| cpus).clone())
+}
+
+/// CPU numbers as taskset(1) writes them.
+pub(crate) fn list(cpus: &[usize]) -> String {
+    cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// CPUs of the same physical core, `cpu` included where the kernel says.
@@ -122,9 +169,11 @@ fn siblings(cpu: usize) -> Vec<usize> {
     cpus
 }
 
-/// Pins the calling thread, and what it starts from now on, to `cpu`.
-pub(crate) fn pin(cpu: usize) -> Result<()> {
+/// Pins the calling thread, and what it starts from now on, to `cpus`.
+pub(crate) fn pin(cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu)?;
+    for &cpu in cpus {
+        set.set(cpu)?;
+    }
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }

@@ -1,8 +1,8 @@
-//! What the benchmarks share: a server process under test, a plaintext origin behind it, and one
-//! thread of TLS clients in front of it.
+//! What the benchmarks share: a server process under test, a plaintext origin behind it, and TLS
+//! clients in front of it.
 //!
-//! The process under test has a CPU of its own where there are two; origin and clients share
-//! another. What is measured is the CPU time of the process under test alone (see `cpu`), so the
+//! The process under test has CPUs of its own where there are enough; origin and clients share
+//! others. What is measured is the CPU time of the process under test alone (see `cpu`), so the
 //! cost of origin and clients is never in a figure.
 
 #![allow(dead_code, reason = "each benchmark uses its own part")]
@@ -10,6 +10,7 @@
 pub(crate) mod certificate;
 pub(crate) mod client;
 pub(crate) mod cpu;
+pub(crate) mod knocks;
 pub(crate) mod origin;
 pub(crate) mod server;
 pub(crate) mod work;

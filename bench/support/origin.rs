@@ -1,4 +1,4 @@
-//! The plaintext server behind the terminator: one thread, level-triggered epoll.
+//! The plaintext server behind the terminator: a thread for each CPU, level-triggered epoll.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,30 +21,34 @@ pub(crate) struct Origin {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Origin {
-    /// Starts an origin on `cpu` that answers as `work` says. It never closes first, so the side
+    /// Starts an origin on `cpus` that answers as `work` says. It never closes first, so the side
     /// that closes a backend connection, and holds its `TIME_WAIT`, is the terminator.
-    pub(crate) fn start(work: Work, cpu: usize) -> Result<Self> {
+    pub(crate) fn start(work: Work, cpus: &[usize]) -> Result<Self> {
         let (listener, address) = listener()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("origin".into()).spawn(move || {
-            let served = cpu::pin(cpu).and_then(|()| serve(&listener, work, &stopped));
-            if let Err(error) = served {
-                eprintln!("origin: {error}; the measurement is void");
-            }
-        })?;
-        Ok(Self { address, stop, thread: Some(thread) })
+        let mut origin = Self { address, stop, threads: Vec::new() };
+        for &cpu in cpus {
+            let (listener, stop) = (listener.try_clone()?, Arc::clone(&origin.stop));
+            let thread = std::thread::Builder::new().name("origin".into()).spawn(move || {
+                let served = cpu::pin(&[cpu]).and_then(|()| serve(&listener, work, &stop));
+                if let Err(error) = served {
+                    eprintln!("origin: {error}; the measurement is void");
+                }
+            })?;
+            origin.threads.push(thread);
+        }
+        Ok(origin)
     }
 }
 
 impl Drop for Origin {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A panic of the thread has been printed by the panic hook.
             drop(thread.join());
         }

@@ -1,4 +1,4 @@
-//! A process under test: started on its CPU with a configuration made from a template.
+//! A process under test: started on its CPUs with a configuration made from a template.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -96,13 +96,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `program` on its CPU in front of `origin` and waits until one client, which checks
+    /// Starts `program` on its CPUs in front of `origin` and waits until one client, which checks
     /// everything a client can check, was served as `work` says.
     pub(crate) fn start(
         program: &Program,
         certificate: &Certificate,
         origin: SocketAddr,
-        placement: Placement,
+        placement: &Placement,
         work: Work,
     ) -> Result<Self> {
         let directory = tempfile::tempdir()?;
@@ -113,7 +113,8 @@ impl Server {
                 .replace("@CHAIN@", &certificate.chain.to_string_lossy())
                 .replace("@KEY@", &certificate.key.to_string_lossy())
                 .replace("@PEM@", &certificate.both.to_string_lossy())
-                .replace("@CPU@", &placement.server.to_string())
+                .replace("@COUNT@", &placement.server.len().to_string())
+                .replace("@CPUS@", &cpu::list(&placement.server))
                 .replace("@DIRECTORY@", &directory.path().to_string_lossy())
         };
         let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers");
@@ -127,9 +128,9 @@ impl Server {
         let mut command = Command::new(&program.path);
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         // A child inherits the affinity of the thread that starts it.
-        cpu::pin(placement.server)?;
+        cpu::pin(&placement.server)?;
         let child = command.spawn();
-        cpu::pin(placement.clients)?;
+        cpu::pin(&placement.clients)?;
         let mut server = Self { address, child: child?, directory };
         match server.wait_until_it_serves(certificate, work) {
             Ok(()) => Ok(server),
