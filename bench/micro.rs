@@ -9,7 +9,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput};
 use rustls::sign::CertifiedKey;
@@ -18,18 +18,23 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use zeroize::Zeroizing;
 
 use portcullis::backend::proxy_protocol::{self, HEADER_BYTES_MAX, Header, Tls};
-use portcullis::config::{ProxyVersion, UnknownName};
-use portcullis::io::Time;
+use portcullis::config::{ProxyVersion, Timeouts, UnknownName};
 use portcullis::io::buffer::Pool;
 use portcullis::io::queue::Queue;
+use portcullis::io::{Completion, Io, Operation, Payload, ReceivedAt, Time, Token};
+use portcullis::telemetry::counters::Counters;
 use portcullis::telemetry::labels::{Suite, Version};
 use portcullis::tls::hello::{Peek, peek};
 use portcullis::tls::resolver::{NamedCertificate, Resolver};
 use portcullis::tls::resumption::Binding;
+use portcullis::tls::resumption::bridge::Beginnings;
 use portcullis::tls::resumption::ratchet::Ratchet;
 use portcullis::tls::resumption::ticket::Keys;
 use portcullis::tls::session::{Session, Sinks};
+use portcullis::tls::terms::Terms;
+use portcullis::worker::snapshot::{Listener, Snapshot};
 use portcullis::worker::timers::Timers;
+use portcullis::worker::{Bind, Setup, Worker};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -64,6 +69,7 @@ fn run() -> Result<()> {
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
     let identity = Identity::create()?;
+    dispatch(&mut criterion, &identity)?;
     hello(&mut criterion, &identity)?;
     route(&mut criterion, &identity)?;
     ticket(&mut criterion)?;
@@ -108,7 +114,7 @@ impl Identity {
         Ok(ClientConnection::new(Arc::new(config), ServerName::try_from(NAME)?)?)
     }
 
-    fn session(&self) -> Result<Session> {
+    fn server_config(&self) -> Result<Arc<ServerConfig>> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -117,8 +123,124 @@ impl Identity {
         // What chooses our own record layer.
         config.enable_secret_extraction = true;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Session::new(Arc::new(config)).map_err(|failure| format!("{failure:?}").into())
+        Ok(Arc::new(config))
     }
+
+    fn session(&self) -> Result<Session> {
+        let session = Session::new(self.server_config()?);
+        session.map_err(|failure| format!("{failure:?}").into())
+    }
+}
+
+/// Runs every operation at once, and well; clients come without end and end without a byte.
+#[derive(Debug, Default)]
+struct Instantly {
+    now: Time,
+    completed: Vec<Completion>,
+    /// Connections that have been closed.
+    closed: u64,
+}
+
+impl Io for Instantly {
+    fn submit(&mut self, token: Token, operation: Operation) {
+        let payload = match operation {
+            Operation::Accept { .. } => {
+                Payload::Peer(SocketAddr::from((Ipv4Addr::LOCALHOST, 51_234)))
+            }
+            Operation::Send { buffer, .. } => Payload::Sent(buffer),
+            Operation::Close { .. } => {
+                self.closed += 1;
+                Payload::None
+            }
+            // A receive of no byte is the end.
+            _ => Payload::None,
+        };
+        self.completed.push(Completion { token, result: Ok(0), more: false, payload });
+    }
+
+    fn wait(&mut self, _deadline: Option<Time>, completions: &mut Vec<Completion>) {
+        // Fast enough that the timers of what has ended do not pile up.
+        self.now = self.now + Duration::from_millis(1);
+        completions.append(&mut self.completed);
+    }
+
+    fn received(&mut self, _at: &ReceivedAt) -> &mut [u8] {
+        &mut []
+    }
+
+    fn recycle(&mut self, _at: ReceivedAt) {}
+
+    fn now(&mut self) -> Time {
+        self.now
+    }
+
+    fn unix(&mut self) -> u32 {
+        1_700_000_000
+    }
+}
+
+/// A worker's turns, without a kernel: each connection is three completions, for its accept, its
+/// client's end and its close.
+fn dispatch(criterion: &mut Criterion, identity: &Identity) -> Result<()> {
+    let timeout = Duration::from_secs(10);
+    let snapshot = Snapshot {
+        listeners: vec![Listener {
+            terms: Arc::new(Terms::new(identity.server_config()?)),
+            backend: 0,
+        }],
+        backends: Vec::new(),
+        timeouts: Timeouts {
+            handshake: timeout,
+            connect: timeout,
+            idle: timeout,
+            half_closed: timeout,
+            drain: timeout,
+        },
+        client_hello_bytes: 16 * 1024,
+    };
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 443));
+    // Nobody sends commands.
+    let (_sender, commands) = rtrb::RingBuffer::new(1);
+    let counters = Arc::new(Counters::default());
+    let setup = Setup {
+        index: 0,
+        binds: vec![Bind { listener: 0, address, backlog: 1 }],
+        connections: 1024,
+        snapshot: Arc::new(snapshot),
+        resumption: Beginnings::for_tests(),
+        counters: Arc::clone(&counters),
+        records: None,
+        commands,
+    };
+    let mut worker = Worker::new(Instantly::default(), setup);
+    let mut group = criterion.benchmark_group("dispatch");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("accept_end_close", |bencher| {
+        bencher.iter_custom(|connections| {
+            let closed_before = worker.io_mut().closed;
+            let started = Instant::now();
+            while worker.io_mut().closed - closed_before < connections {
+                worker.turn();
+            }
+            let elapsed = started.elapsed();
+            // A turn closes several; the last may have closed more than was asked for.
+            let closed = worker.io_mut().closed - closed_before;
+            Duration::from_secs_f64(elapsed.as_secs_f64() * ratio(connections, closed))
+        });
+    });
+    group.finish();
+    worker.check_invariants();
+    let (accepted, completions) = (counters.accepted.get(), counters.completions.get());
+    // Those of the connections that are open now have not all come yet.
+    if counters.panics.get() > 0 || (3 * accepted).abs_diff(completions) > 100 {
+        return Err(format!("{completions} completions of {accepted} connections").into());
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of far less than 2^53")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    part as f64 / whole as f64
 }
 
 /// The first look at a `ClientHello`, whole and in one piece.
