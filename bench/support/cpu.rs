@@ -87,12 +87,15 @@ impl Placement {
     /// # Errors
     /// We may use fewer CPUs than there are workers.
     pub(crate) fn choose(workers: usize) -> Result<Self> {
-        let mut cpus = allowed()?;
+        let allowed = allowed()?;
+        let mut cpus = allowed.clone();
         if workers == 0 || workers > cpus.len() {
             return Err(format!("{workers} workers on {} CPUs", cpus.len()).into());
         }
-        // The first hardware thread of each core first; the sort is stable.
-        cpus.sort_by_key(|&cpu| siblings(cpu).into_iter().min() != Some(cpu));
+        // Of each core's hardware threads that we may use the first one first; the sort is stable.
+        cpus.sort_by_key(|&cpu| {
+            siblings(cpu).into_iter().any(|one| one < cpu && allowed.contains(&one))
+        });
         let (server, others) = cpus.split_at(workers);
         let is_sibling = |cpu: &usize| siblings(*cpu).iter().any(|one| server.contains(one));
         let mut clients: Vec<usize> =
@@ -139,7 +142,7 @@ impl Placement {
     }
 }
 
-/// The CPUs that we may use, as it was before anything was pinned: call it first there.
+/// The CPUs that we may use, as they were at the first call, which is to come before [`pin`].
 pub(crate) fn allowed() -> Result<Vec<usize>> {
     static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
     if let Some(cpus) = ALLOWED.get() {
