@@ -45,7 +45,7 @@ const NAMES: usize = 10_000;
 /// Bytes of a session's state without client certificates.
 const STATE_BYTES: usize = 120;
 /// Timers pending while one more is inserted and one is handed out.
-const TIMERS: u64 = 10_000;
+const TIMERS: u32 = 10_000;
 /// Records made ahead of those that are opened, so that the client's work is in no figure.
 const RECORDS_AHEAD: u64 = 64;
 /// Plaintext of one record, with the name it has in a benchmark's.
@@ -316,8 +316,8 @@ fn ticket(criterion: &mut Criterion) -> Result<()> {
 
 /// One timer inserted, ten seconds ahead, and on average one handed out, a millisecond later.
 fn timers(criterion: &mut Criterion) {
-    let step = Duration::from_secs(10) / u32::try_from(TIMERS).unwrap_or(u32::MAX);
-    let mut timers = Timers::with_capacity(2 * usize::try_from(TIMERS).unwrap_or_default());
+    let step = Duration::from_secs(10) / TIMERS;
+    let mut timers = Timers::with_capacity(2 * TIMERS as usize);
     let mut expired = Vec::new();
     let mut now = Time(0);
     let mut turn = || {

@@ -14,7 +14,8 @@ use std::thread;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use tempfile::TempDir;
+
+use portcullis::control::topology;
 
 use support::certificate::{Certificate, KeyKind};
 use support::client::{Clients, Until};
@@ -22,7 +23,7 @@ use support::cpu::{self, Placement};
 use support::knocks::Knocks;
 use support::origin::Origin;
 use support::server::{Program, Server};
-use support::work::{FULL, FULL12, REQUEST, SESSION_ID12, TICKET12, TICKET13, Work};
+use support::work::{FULL, FULL12, REQUEST, REQUEST_16K, SESSION_ID12, TICKET12, TICKET13, Work};
 use support::{Error, Result};
 
 /// What the clients of a benchmark do.
@@ -38,8 +39,6 @@ use KeyKind::{Ecdsa, Rsa};
 use Load::{Knock, Tls};
 
 const RELAY_64: Work = Work { name: "relay64", request_bytes: 64, answer_bytes: 64, ..REQUEST };
-const RELAY_16K: Work =
-    Work { name: "relay16k", request_bytes: 16 * 1024, answer_bytes: 16 * 1024, ..REQUEST };
 /// In answers with an end, unlike that of `peers`: what was answered is what was asked for.
 const BULK: Work = Work {
     name: "bulk",
@@ -58,7 +57,7 @@ const BENCHES: [(&str, Load); 15] = [
     ("handshake/full/rsa_2048/tls12/workers", Tls(Rsa, FULL12)),
     ("relay/64B/workers", Tls(Ecdsa, RELAY_64)),
     ("relay/1KiB/workers", Tls(Ecdsa, REQUEST)),
-    ("relay/16KiB/workers", Tls(Ecdsa, RELAY_16K)),
+    ("relay/16KiB/workers", Tls(Ecdsa, REQUEST_16K)),
     ("bulk/workers", Tls(Ecdsa, BULK)),
     ("accept/workers", Knock),
     ("handshake/ticket/ecdsa_p256/tls13/workers", Tls(Ecdsa, TICKET13)),
@@ -81,7 +80,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     support::raise_open_files()?;
-    let allowed = cpu::allowed()?.len();
+    let allowed = topology::allowed()?.len();
     let mut placements = Vec::new();
     // 1, 2, 4, … up to the CPUs that we may use.
     for workers in (0..usize::BITS).map(|bit| 1 << bit).take_while(|count| *count <= allowed) {
@@ -89,7 +88,6 @@ fn run() -> Result<()> {
         eprintln!("{}", placement.describe());
         placements.push(placement);
     }
-    let certificates = Certificates::create()?;
     let mut criterion = Criterion::default()
         .without_plots()
         .sample_size(10)
@@ -98,48 +96,16 @@ fn run() -> Result<()> {
         .configure_from_args();
     for (name, load) in BENCHES {
         for placement in &placements {
-            bench(&mut criterion, name, load, placement, &certificates);
+            bench(&mut criterion, name, load, placement);
         }
     }
     criterion.final_summary();
     Ok(())
 }
 
-/// One certificate of each kind, for all servers; the files are removed with the directory.
-struct Certificates {
-    ecdsa: Certificate,
-    rsa: Certificate,
-    _directories: [TempDir; 2],
-}
-
-impl Certificates {
-    fn create() -> Result<Self> {
-        let directories = [tempfile::tempdir()?, tempfile::tempdir()?];
-        let [for_ecdsa, for_rsa] = &directories;
-        Ok(Self {
-            ecdsa: Certificate::create(Ecdsa, for_ecdsa.path())?,
-            rsa: Certificate::create(Rsa, for_rsa.path())?,
-            _directories: directories,
-        })
-    }
-
-    fn of(&self, kind: KeyKind) -> &Certificate {
-        match kind {
-            Ecdsa => &self.ecdsa,
-            Rsa => &self.rsa,
-        }
-    }
-}
-
 /// Measures `load` through a server with a worker on each CPU of `placement`, under the stable name
 /// `name/WORKERS`.
-fn bench(
-    criterion: &mut Criterion,
-    name: &str,
-    load: Load,
-    placement: &Placement,
-    certificates: &Certificates,
-) {
+fn bench(criterion: &mut Criterion, name: &str, load: Load, placement: &Placement) {
     let mut group = criterion.benchmark_group(name);
     group.throughput(match load {
         Tls(_, work) if !work.closes => Throughput::Bytes(work.request_bytes + work.answer_bytes),
@@ -150,8 +116,7 @@ fn bench(
     group.bench_function(placement.server.len().to_string(), |bencher| {
         bencher.iter_custom(|operations| {
             let bed = bed.get_or_insert_with(|| {
-                Bed::start(load, placement, certificates)
-                    .unwrap_or_else(|error| give_up(name, &error))
+                Bed::start(load, placement).unwrap_or_else(|error| give_up(name, &error))
             });
             bed.measure(operations)
                 .unwrap_or_else(|error| give_up(name, &bed.server.explain("portcullis", &error)))
@@ -191,24 +156,25 @@ struct Bed {
 }
 
 impl Bed {
-    fn start(load: Load, placement: &Placement, certificates: &Certificates) -> Result<Self> {
+    fn start(load: Load, placement: &Placement) -> Result<Self> {
         // The server is probed before it is knocked at.
         let (kind, work) = match load {
             Tls(kind, work) => (kind, work),
             Knock => (Ecdsa, FULL),
         };
-        let certificate = certificates.of(kind);
+        let directory = tempfile::tempdir()?;
+        let certificate = Certificate::create(kind, directory.path())?;
         let program =
             Program::portcullis("portcullis", Path::new(env!("CARGO_BIN_EXE_portcullis")));
         cpu::pin(&placement.clients)?;
         let origin = Origin::start(work, &placement.clients)?;
-        let server = Server::start(&program, certificate, origin.address, placement, work)?;
+        let server = Server::start(&program, &certificate, origin.address, placement, work)?;
         let cpus = placement.clients.iter().copied().cycle();
         let crowds = cpus
             .take(placement.server.len())
             .map(|cpu| {
                 let crowd = match load {
-                    Tls(..) => Crowd::Tls(Clients::connect(server.address, work, certificate)?),
+                    Tls(..) => Crowd::Tls(Clients::connect(server.address, work, &certificate)?),
                     Knock => Crowd::Knock(Knocks::new(server.address)?),
                 };
                 Ok((cpu, crowd))

@@ -3,11 +3,11 @@
 use std::fs;
 use std::iter::Sum;
 use std::ops::{Add, Sub};
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use portcullis::control::topology;
 
 use super::Result;
 
@@ -82,12 +82,13 @@ pub(crate) struct Placement {
 
 impl Placement {
     /// For each of `workers` a core of its own, as long as there are cores; clients and origin on
-    /// others, and only if there are none on the hyperthreads of the server's cores.
+    /// others, and only if there are none on the hyperthreads of the server's cores. To be called
+    /// before [`pin`], which narrows what we may use.
     ///
     /// # Errors
     /// We may use fewer CPUs than there are workers.
     pub(crate) fn choose(workers: usize) -> Result<Self> {
-        let allowed = allowed()?;
+        let allowed = topology::allowed()?;
         let mut cpus = allowed.clone();
         if workers == 0 || workers > cpus.len() {
             return Err(format!("{workers} workers on {} CPUs", cpus.len()).into());
@@ -140,18 +141,6 @@ impl Placement {
             count => format!("{count} workers: "),
         }
     }
-}
-
-/// The CPUs that we may use, as they were at the first call, which is to come before [`pin`].
-pub(crate) fn allowed() -> Result<Vec<usize>> {
-    static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
-    if let Some(cpus) = ALLOWED.get() {
-        return Ok(cpus.clone());
-    }
-    let set = sched_getaffinity(Pid::from_raw(0))?;
-    let cpus: Vec<usize> =
-        (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu) == Ok(true)).collect();
-    Ok(ALLOWED.get_or_init(|| cpus).clone())
 }
 
 /// CPU numbers as taskset(1) writes them.

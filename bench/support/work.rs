@@ -71,6 +71,10 @@ pub(crate) const REQUEST: Work = Work {
     ..FULL
 };
 
+/// [`REQUEST`] with 16 KiB each way.
+pub(crate) const REQUEST_16K: Work =
+    Work { name: "request16k", request_bytes: 16 * 1024, answer_bytes: 16 * 1024, ..REQUEST };
+
 /// All kinds of work, in the order they are measured and printed.
 pub(crate) const ALL: [Work; 10] = [
     FULL,
@@ -80,7 +84,7 @@ pub(crate) const ALL: [Work; 10] = [
     SESSION_ID12,
     REQUEST,
     Work { name: "request1000", connections: 1000, ..REQUEST },
-    Work { name: "request16k", request_bytes: 16 * 1024, answer_bytes: 16 * 1024, ..REQUEST },
+    REQUEST_16K,
     Work { name: "bulk_down", connections: 8, request_bytes: 1, answer_bytes: ENDLESS, ..REQUEST },
     Work { name: "bulk_up", connections: 8, request_bytes: ENDLESS, answer_bytes: 0, ..REQUEST },
 ];
