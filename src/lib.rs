@@ -30,3 +30,6 @@ pub mod config;
 pub mod control;
 pub mod limits;
 pub mod telemetry;
+
+// What stands on the other side, to measure.
+pub mod load;

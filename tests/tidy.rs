@@ -24,18 +24,33 @@ const LEFTOVERS: [&str; 4] = [
 ];
 
 /// Modules that a folder (or file) of src must not use: what lies above it or beside it.
-const ARROWS: [(&str, &[&str]); 9] = [
-    ("connection", &["sys", "control", "cli"]),
-    ("tls", &["sys", "control", "cli", "connection", "backend"]),
-    ("backend", &["sys", "control", "cli", "connection", "tls"]),
-    ("worker", &["sys", "control", "cli"]),
-    ("io", &["sys", "control", "cli", "worker", "connection", "tls", "backend", "config"]),
-    ("sys", &["control", "cli"]),
-    ("config", &["sys", "control", "cli", "worker", "connection"]),
-    ("telemetry", &["sys", "control", "cli", "worker", "connection", "tls", "backend", "config"]),
+const ARROWS: [(&str, &[&str]); 10] = [
+    ("connection", &["sys", "control", "cli", "load"]),
+    ("tls", &["sys", "control", "cli", "load", "connection", "backend"]),
+    ("backend", &["sys", "control", "cli", "load", "connection", "tls"]),
+    ("worker", &["sys", "control", "cli", "load"]),
+    ("io", &["sys", "control", "cli", "load", "worker", "connection", "tls", "backend", "config"]),
+    ("sys", &["control", "cli", "load"]),
+    ("load", &["cli", "backend"]),
+    ("config", &["sys", "control", "cli", "load", "worker", "connection"]),
+    (
+        "telemetry",
+        &["sys", "control", "cli", "load", "worker", "connection", "tls", "backend", "config"],
+    ),
     (
         "limits.rs",
-        &["sys", "control", "cli", "worker", "connection", "tls", "backend", "config", "io"],
+        &[
+            "sys",
+            "control",
+            "cli",
+            "load",
+            "worker",
+            "connection",
+            "tls",
+            "backend",
+            "config",
+            "io",
+        ],
     ),
 ];
 

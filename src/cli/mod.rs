@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod load;
 mod run;
 mod secret;
 
@@ -49,6 +50,11 @@ enum Action {
         #[arg(value_name = "FILE")]
         path: PathBuf,
     },
+    /// Load a TLS server with clients, and measure what they and the server see
+    Load {
+        #[command(subcommand)]
+        mode: Box<load::Command>,
+    },
     /// Check a configuration file, its certificates and this machine; binds no port
     Check {
         /// Configuration file
@@ -76,6 +82,7 @@ pub fn main() -> ExitCode {
         Action::Run { config } => run::run(&config),
         Action::Secret { epoch, path } => secret::run(&path, epoch).map(|()| Ended::Drained),
         Action::Check { config } => return check::run(&config),
+        Action::Load { mode } => return load::run(&mode),
     };
     match ended {
         Ok(Ended::Drained) => ExitCode::SUCCESS,

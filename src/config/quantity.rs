@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// `"300ms"`, `"5s"`, `"1m"`, `"2h"`, `"1d"`: a whole number and its unit.
-pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
+pub fn duration(text: &str) -> Result<Duration, &'static str> {
     const EXPECTED: &str =
         "expected a whole number and a unit (ms, s, m, h or d), such as \"300ms\" or \"5s\"";
     let (number, unit) = split(text).ok_or(EXPECTED)?;
@@ -20,7 +20,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
 }
 
 /// `"512B"`, `"16KiB"`, `"1MiB"`: a whole number and its unit.
-pub(super) fn size(text: &str) -> Result<u64, &'static str> {
+pub fn size(text: &str) -> Result<u64, &'static str> {
     const EXPECTED: &str =
         "expected a whole number and a unit (B, KiB, MiB or GiB), such as \"16KiB\"";
     let (number, unit) = split(text).ok_or(EXPECTED)?;

@@ -99,7 +99,7 @@ impl Route {
         common.server.open = true;
         common.set_deadline(snapshot.timeouts.connect, cx);
         let address = server.address.clone();
-        common.submit(Kind::Connect, Operation::Connect { address }, cx);
+        common.submit(Kind::Connect, Operation::Connect { address, source: None }, cx);
         self.wait(common, cx)
     }
 

@@ -6,7 +6,7 @@ mod clients;
 mod pem;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -131,6 +131,19 @@ impl fmt::Display for CertificateProblem {
 }
 
 impl std::error::Error for CertificateProblem {}
+
+/// The certificates of authorities in a PEM file, for a client that verifies a server.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let wanted = Wanted {
+        what: "certificate (BEGIN CERTIFICATE)",
+        file: "the file of the authorities",
+        convert: "openssl x509",
+    };
+    sections_of(path, &wanted).map_err(|(_, why)| why)
+}
 
 /// Reads every certificate and key, and builds each listener's terms.
 ///

@@ -91,6 +91,11 @@ impl Failure {
         Self::Configuration { problems: vec![problem.to_string()], exit_code: exit::CONFIG }
     }
 
+    /// A command line that cannot be obeyed.
+    pub fn usage(problem: &str) -> Self {
+        Self::Configuration { problems: vec![problem.to_owned()], exit_code: exit::USAGE }
+    }
+
     /// Certificates or keys that cannot be used.
     pub fn certificates(problems: &[CertificateProblem]) -> Self {
         let forbidden = problems.iter().all(|problem| problem.fault == Fault::Permission);

@@ -58,6 +58,8 @@ pub enum Operation {
     Connect {
         /// To where.
         address: Address,
+        /// From where, port 0 for any; `None`: the kernel chooses.
+        source: Option<SocketAddr>,
     },
     /// Send the end of the stream after what was sent before.
     Shutdown {

@@ -67,20 +67,28 @@ impl SocketAddress {
     pub(super) fn set(&mut self, address: &Address) -> Result<(), PathTooLong> {
         *self = Self::default();
         match address {
-            Address::Inet(SocketAddr::V4(address)) => {
-                self.storage.v4 = v4(*address);
-                self.length = length_of::<libc::sockaddr_in>();
-            }
-            Address::Inet(SocketAddr::V6(address)) => {
-                self.storage.v6 = v6(address);
-                self.length = length_of::<libc::sockaddr_in6>();
-            }
+            Address::Inet(address) => self.set_inet(*address),
             Address::Unix(path) => {
                 self.storage.unix = unix(path.as_os_str().as_bytes())?;
                 self.length = length_of::<libc::sockaddr_un>();
             }
         }
         Ok(())
+    }
+
+    /// Writes an address of TCP.
+    pub(super) fn set_inet(&mut self, address: SocketAddr) {
+        *self = Self::default();
+        match address {
+            SocketAddr::V4(address) => {
+                self.storage.v4 = v4(address);
+                self.length = length_of::<libc::sockaddr_in>();
+            }
+            SocketAddr::V6(address) => {
+                self.storage.v6 = v6(&address);
+                self.length = length_of::<libc::sockaddr_in6>();
+            }
+        }
     }
 
     /// The address the kernel wrote, if it is one of TCP's.

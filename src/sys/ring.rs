@@ -4,6 +4,7 @@
 //! installs into the first, a connect makes its socket in the second; no descriptor number ever
 //! enters the process's own table.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -32,8 +33,9 @@ const EINTR: Errno = Errno(4);
 const EBUSY: Errno = Errno(16);
 const EAGAIN: Errno = Errno(11);
 const EINVAL: Errno = Errno(22);
+const ENOSYS: Errno = Errno(38);
 
-static NO_DELAY: libc::c_int = 1;
+static YES: libc::c_int = 1;
 /// `TCP_QUICKACK`: now, but not from now on, which an odd number would mean.
 static ACKNOWLEDGE_ONCE: libc::c_int = 2;
 const OPTION_BYTES: u32 = 4;
@@ -43,6 +45,7 @@ static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0;
 
 /// Optional features of the running kernel that the ring uses when they are there.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is there or not, whatever the others")]
 pub struct Features {
     /// `IORING_OP_FIXED_FD_INSTALL` (Linux 6.8): system calls that the ring lacks or does badly.
     pub descriptor_install: bool,
@@ -50,6 +53,8 @@ pub struct Features {
     pub bounded_receive: bool,
     /// `SOCKET_URING_OP_SETSOCKOPT` (Linux 6.7): `TCP_NODELAY` towards servers.
     pub socket_options: bool,
+    /// `IORING_OP_BIND` (Linux 6.11): connecting from an address of our choice.
+    pub bind: bool,
 }
 
 /// What the kernel holds of one slot besides its descriptors.
@@ -60,6 +65,8 @@ struct SlotMemory {
     to_server: Option<Buffer>,
     /// The address being accepted from or connected to.
     address: Option<Box<SocketAddress>>,
+    /// The address being connected from.
+    source: Option<Box<SocketAddress>>,
 }
 
 impl SlotMemory {
@@ -218,34 +225,41 @@ impl Ring {
         self.push(&entry);
     }
 
-    /// `socket → TCP_NODELAY → connect`, linked: one submission, one completion unless a step
-    /// fails.
-    fn connect(&mut self, token: Token, to: &Address) {
+    /// `socket → TCP_NODELAY → bind → connect`, linked: one submission, one completion unless a
+    /// step fails. What is not asked for is left out.
+    fn connect(&mut self, token: Token, to: &Address, from: Option<SocketAddr>) {
+        if from.is_some() && !self.features.bind {
+            self.answer(token, Err(ENOSYS));
+            return;
+        }
         let mut address = self.spare_addresses.pop().unwrap_or_default();
         if address.set(to).is_err() {
             self.spare_addresses.push(address);
             self.answer(token, Err(EINVAL));
             return;
         }
-        let server = file(token, Side::Server);
         let step = Token { kind: Kind::Internal, ..token }.pack();
-        let quiet = squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS;
-        self.make_room(3);
+        let quietly = |entry: squeue::Entry| {
+            entry.flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS).user_data(step)
+        };
+        let server = file(token, Side::Server);
+        self.make_room(5);
         let socket = opcode::Socket::new(address.family(), libc::SOCK_STREAM, 0)
             .file_index(destination(token, Side::Server))
-            .build()
-            .flags(quiet)
-            .user_data(step);
-        self.push(&socket);
+            .build();
+        self.push(&quietly(socket));
         if self.features.socket_options && matches!(to, Address::Inet(_)) {
-            let no_delay = opcode::SetSockOpt::new(
-                server,
-                libc::IPPROTO_TCP.cast_unsigned(),
-                libc::TCP_NODELAY.cast_unsigned(),
-                (&raw const NO_DELAY).cast(),
-                OPTION_BYTES,
-            );
-            self.push(&no_delay.build().flags(quiet).user_data(step));
+            self.push(&quietly(switch_on(server, libc::IPPROTO_TCP, libc::TCP_NODELAY)));
+        }
+        if let Some(from) = from {
+            let mut source = self.spare_addresses.pop().unwrap_or_default();
+            source.set_inet(from);
+            let (storage, length) = source.filled();
+            // The port is chosen by the connect, which knows the whole quadruple (ip(7)).
+            self.push(&quietly(switch_on(server, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)));
+            let bind = opcode::Bind::new(server, storage, length).build();
+            self.slot(token).source = Some(source);
+            self.push(&quietly(bind));
         }
         let (storage, length) = address.filled();
         let connect = opcode::Connect::new(server, storage, length).build();
@@ -395,8 +409,9 @@ impl Ring {
     }
 
     fn connected(&mut self, token: Token, result: Result<u32, Errno>) -> Completion {
-        let address = self.slot(token).address.take();
-        self.spare_addresses.extend(address);
+        let slot = self.slot(token);
+        let addresses = [slot.address.take(), slot.source.take()];
+        self.spare_addresses.extend(addresses.into_iter().flatten());
         Completion { token, result, more: false, payload: Payload::None }
     }
 }
@@ -408,7 +423,7 @@ impl Io for Ring {
             Operation::LocalAddress => self.local_address(token),
             Operation::Acknowledge => self.acknowledge(token),
             Operation::Send { side, buffer, ends } => self.send(token, side, buffer, ends),
-            Operation::Connect { address } => self.connect(token, &address),
+            Operation::Connect { address, source } => self.connect(token, &address, source),
             Operation::Recv { side } => self.recv(token, side),
             Operation::Shutdown { side } => self.shutdown(token, side),
             Operation::Reset { side } => {
@@ -473,6 +488,12 @@ fn receive_bytes(side: Side) -> u32 {
     }
 }
 
+/// Sets a socket option to 1.
+fn switch_on(socket: Fixed, level: libc::c_int, option: libc::c_int) -> squeue::Entry {
+    let (level, option) = (level.cast_unsigned(), option.cast_unsigned());
+    opcode::SetSockOpt::new(socket, level, option, (&raw const YES).cast(), OPTION_BYTES).build()
+}
+
 fn file(token: Token, side: Side) -> Fixed {
     Fixed(token.slot * 2 + side as u32)
 }
@@ -505,6 +526,7 @@ fn probe(ring: &mut IoUring) -> std::io::Result<Features> {
         // No opcode tells (it is a command of IORING_OP_URING_CMD); FIXED_FD_INSTALL came one
         // release later.
         socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),
+        bind: probe.is_supported(opcode::Bind::CODE),
         bounded_receive: receive::is_bounded(ring)?,
     })
 }
@@ -521,7 +543,7 @@ mod tests {
         ring.slots.resize_with(8, SlotMemory::default);
         let token = Token::new(5, 1, Kind::Connect);
         let address = Address::Inet("127.0.0.1:9".parse().unwrap());
-        ring.submit(token, Operation::Connect { address });
+        ring.submit(token, Operation::Connect { address, source: None });
         let mut completions = Vec::new();
         let until = ring.now() + std::time::Duration::from_secs(1);
         ring.wait(Some(until), &mut completions);

@@ -1,7 +1,9 @@
 //! Starting a worker: its thread's core, descriptor table, listening sockets and ring.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+
+use nix::sys::eventfd::EventFd;
 
 use crate::sys::mailbox::Receiver;
 use crate::sys::probe::{is_no_memory, patiently};
@@ -81,24 +83,58 @@ pub fn run(start: Start, ready: impl FnOnce(Result<(), StartError>)) {
     }
 }
 
-fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
-    if let Some(cpu) = start.cpu
-        && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
-    {
-        return Err(StartError::Pin { cpu });
+/// A ring for `slots` connections that the calling thread makes itself: pins the thread to `cpu`
+/// if there is one, and gives it its own descriptor table, in which only the standard streams and
+/// `wake` are left.
+///
+/// # Errors
+/// The step that failed.
+pub fn client_ring(
+    slots: u32,
+    cpu: Option<usize>,
+    wake: &Arc<EventFd>,
+) -> Result<Ring, StartError> {
+    pin(cpu)?;
+    own_descriptor_table(wake.as_raw_fd())?;
+    let ring = || {
+        Ring::new(slots, Vec::new(), Arc::clone(wake))
+            .map_err(|(step, source)| StartError::Ring { step, source })
+    };
+    patiently(ring, is_no_memory_for_a_ring)
+}
+
+/// Lets all other threads of the machine go first: the calling thread gets the lowest priority.
+pub fn step_back() {
+    // SAFETY: setpriority(2) takes no pointer; of 0 it means the calling thread.
+    let _as_before = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+}
+
+fn pin(cpu: Option<usize>) -> Result<(), StartError> {
+    match cpu {
+        Some(cpu) if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) => {
+            Err(StartError::Pin { cpu })
+        }
+        _ => Ok(()),
     }
+}
+
+fn is_no_memory_for_a_ring(error: &StartError) -> bool {
+    match error {
+        StartError::Ring { source, .. } => is_no_memory(source),
+        StartError::Listen { .. } | StartError::Files { .. } | StartError::Pin { .. } => false,
+    }
+}
+
+fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
+    pin(start.cpu)?;
     own_descriptor_table(start.mailbox.wake_fd())?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());
-    let mut ring = || {
+    let ring = || {
         Ring::new(table, listen(&start.binds)?, Arc::clone(&wake))
             .map_err(|(step, source)| StartError::Ring { step, source })
     };
-    let no_memory = |error: &StartError| match error {
-        StartError::Ring { source, .. } => is_no_memory(source),
-        StartError::Listen { .. } | StartError::Files { .. } | StartError::Pin { .. } => false,
-    };
-    let ring = patiently(&mut ring, no_memory)?;
+    let ring = patiently(ring, is_no_memory_for_a_ring)?;
     Ok(Worker::new(
         ring,
         Setup {

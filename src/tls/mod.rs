@@ -1,5 +1,6 @@
 //! TLS: the only user of the rustls crate on the data plane.
 
+pub mod client;
 pub mod client_auth;
 pub mod failure;
 pub mod hello;

@@ -20,6 +20,7 @@ mod content;
 mod handshake;
 mod http;
 mod limits;
+mod load;
 mod observability;
 mod proxy_protocol;
 mod relay;

@@ -146,9 +146,9 @@ impl SimIo {
             }
             Operation::Recv { side } => self.recv(key, token, side),
             Operation::Send { side, buffer, .. } => self.send(key, token, side, buffer),
-            Operation::Connect { address } => {
+            Operation::Connect { address, source } => {
                 self.connect(key, token, &address);
-                Some(Operation::Connect { address })
+                Some(Operation::Connect { address, source })
             }
             Operation::Shutdown { side } => {
                 let link = self.link_of(token, side);

@@ -30,6 +30,16 @@ impl Process {
         self.0.try_wait().unwrap()
     }
 
+    /// Waits for its end, and returns what it wrote to a piped standard output.
+    pub(crate) fn output(&mut self) -> Vec<u8> {
+        let mut output = Vec::new();
+        if let Some(mut stdout) = self.0.stdout.take() {
+            std::io::Read::read_to_end(&mut stdout, &mut output).unwrap();
+        }
+        self.0.wait().unwrap();
+        output
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let id = i32::try_from(self.0.id()).unwrap();

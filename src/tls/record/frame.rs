@@ -9,6 +9,7 @@ use crate::limits::RECORD_PAYLOAD_BYTES_MAX;
 pub(in crate::tls) const HEADER_BYTES: usize = 5;
 
 /// Content types (RFC 8446 appendix B.1).
+const CHANGE_CIPHER_SPEC: u8 = 20;
 pub(super) const ALERT: u8 = 21;
 pub(super) const HANDSHAKE: u8 = 22;
 pub(super) const APPLICATION_DATA: u8 = 23;
@@ -94,6 +95,18 @@ pub(super) fn split(bytes: &[u8], tls13: bool) -> Result<Option<Record<'_>>, Fau
 pub(in crate::tls) fn length(bytes: &[u8]) -> Option<usize> {
     let header = Header(*bytes.first_chunk()?);
     Some(HEADER_BYTES + header.body_bytes())
+}
+
+/// Whether the header at the front of `bytes` may be one of TLS, as far as it is there.
+pub(in crate::tls) fn is_tls(bytes: &[u8]) -> bool {
+    match bytes {
+        [] => true,
+        [kind, rest @ ..] if (CHANGE_CIPHER_SPEC..=APPLICATION_DATA).contains(kind) => {
+            rest.first().is_none_or(|major| *major == 3)
+                && length(bytes).is_none_or(|length| length <= HEADER_BYTES + TLS12_BODY_BYTES_MAX)
+        }
+        _ => false,
+    }
 }
 
 /// Type and length of what an opened record protected (RFC 8446 section 5.4: the last byte that is

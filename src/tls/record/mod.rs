@@ -5,6 +5,7 @@
 //! rustls has agreed on the keys and goes on to derive those that follow them
 //! (`KeyUpdate`).
 
+mod client;
 mod frame;
 mod keys;
 mod message;
@@ -27,7 +28,8 @@ use crate::limits::{
 };
 use crate::telemetry::labels::HandshakeOutcome;
 
-pub(super) use self::frame::{HEADER_BYTES, length};
+pub(super) use self::client::ClientRecords;
+pub(super) use self::frame::{HEADER_BYTES, is_tls, length};
 
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
