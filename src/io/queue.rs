@@ -135,6 +135,13 @@ impl Queue {
         }
     }
 
+    /// Gives back what an empty queue keeps for the next bytes.
+    pub fn shrink(&mut self) {
+        if self.waiting.is_empty() {
+            self.waiting = VecDeque::new();
+        }
+    }
+
     /// Throws away what waits. What is being sent comes back through [`Queue::sent`] first.
     pub fn discard(&mut self, pool: &mut Pool) {
         self.waiting_bytes = 0;

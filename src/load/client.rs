@@ -135,6 +135,14 @@ impl Client {
         self.go_on(cx);
     }
 
+    /// Gives back what an idle connection needs only while bytes flow.
+    pub(super) fn rest(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.rest();
+        }
+        self.outbound.shrink();
+    }
+
     /// Ends an idle connection in order.
     pub(super) fn close(&mut self, cx: &mut Context<'_>) {
         if self.phase == Phase::Idle {
@@ -262,6 +270,12 @@ impl Client {
             && offer.tickets() > before
         {
             self.ticket_behind = None;
+        }
+        if self.phase == Phase::Idle
+            && let Some(session) = &mut self.session
+        {
+            // Tickets, which come behind the handshake and are the last for a while.
+            session.rest();
         }
         // While closing the end of the stream follows, which ends the receive as well.
         if server_closed && self.phase != Phase::Closing {

@@ -99,6 +99,8 @@ pub(super) enum Pace {
     Closed,
     /// One each so often, whether or not those before have ended.
     Every(Duration),
+    /// Not at all: connections are only kept.
+    Never,
 }
 
 /// What one thread is to do.
@@ -111,8 +113,9 @@ pub(super) struct Task {
     pub(super) question: Option<Question>,
     /// Each connection serves for one operation; else they are opened before the work and kept.
     pub(super) reconnects: bool,
-    /// A kept connection that is lost is opened again.
-    pub(super) reopens: bool,
+    /// Connections are kept and wait for long: what is lost stays lost, and what waits gives back
+    /// what it can.
+    pub(super) holds: bool,
     /// Clients of this thread.
     pub(super) clients: u32,
     /// How many clients all threads before this one have; sources are numbered through.
@@ -360,6 +363,7 @@ impl<I: Io> Engine<I> {
                     self.begin(slot, self.now);
                 }
             }
+            Pace::Never => {}
             Pace::Every(interval) => {
                 while self.next_due <= self.now {
                     self.backlog.push_back(self.next_due);
@@ -490,6 +494,11 @@ impl<I: Io> Engine<I> {
                 if self.seen == Stage::End {
                     self.with_client(slot, Client::close);
                 } else {
+                    if self.task.holds
+                        && let Some(client) = self.clients.get_mut(slot as usize)
+                    {
+                        client.rest();
+                    }
                     self.ready.push_back(slot);
                 }
             }
@@ -512,7 +521,7 @@ impl<I: Io> Engine<I> {
         if self.seen == Stage::Connect {
             self.live.given_up.add(1);
         }
-        if !self.task.reconnects && !self.task.reopens {
+        if self.task.holds {
             return;
         }
         let waits = (failed && self.task.pace == Pace::Closed) || !self.task.reconnects;

@@ -175,7 +175,7 @@ impl Latencies {
     /// Counts one.
     pub fn record(&mut self, latency: Duration) {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        self.0.saturating_record(nanos);
+        self.0.saturating_record(nanos.max(*LATENCY_NANOS.start()));
     }
 
     /// Counts another thread's.
