@@ -286,6 +286,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
             handshake: Duration::from_secs(10),
             connect: Duration::from_secs(5),
             idle: Duration::from_secs(300),
+            rest: Duration::from_secs(1),
             half_closed: Duration::from_secs(30),
             drain: DRAIN,
         },

@@ -59,6 +59,11 @@ pub const CONNECT: Duration = Duration::from_secs(5);
 /// translation forgets a flow silently.
 pub const IDLE: Duration = Duration::from_secs(5 * 60);
 
+/// `timeouts.rest`. Short against how long idle connections wait, so that nearly all of them rest
+/// at any time; long against a round trip and an answer, so that a conversation is not interrupted
+/// by what going to rest and back costs, a few microseconds.
+pub const REST: Duration = Duration::from_secs(1);
+
 /// `timeouts.half_closed`. After one side has ended, an answer still being computed may take a
 /// while, but a peer that is gone must not hold two descriptors for the whole of `idle`.
 pub const HALF_CLOSED: Duration = Duration::from_secs(30);

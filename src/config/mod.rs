@@ -373,6 +373,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// `idle`: without a byte in either direction.
     pub idle: Duration,
+    /// `rest`: without a byte in either direction until a connection gives its buffers back.
+    pub rest: Duration,
     /// `half_closed`: after one side ended and the other sends nothing more.
     pub half_closed: Duration,
     /// `drain`: from SIGTERM to the end of the last connection.

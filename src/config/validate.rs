@@ -357,6 +357,7 @@ fn timeouts<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Timeouts {
         handshake: get("handshake", defaults::HANDSHAKE, SHORTEST..=5 * MINUTE),
         connect: get("connect", defaults::CONNECT, SHORTEST..=5 * MINUTE),
         idle: get("idle", defaults::IDLE, SHORTEST..=7 * DAY),
+        rest: get("rest", defaults::REST, SHORTEST..=7 * DAY),
         half_closed: get("half_closed", defaults::HALF_CLOSED, SHORTEST..=7 * DAY),
         drain: get("drain", defaults::DRAIN, Duration::ZERO..=7 * DAY),
     };

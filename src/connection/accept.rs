@@ -54,7 +54,11 @@ impl Accept {
                 fail(HandshakeOutcome::ClientReset, None, common, cx)
             }
             Event::Deadline => fail(HandshakeOutcome::Timeout, None, common, cx),
-            Event::Sent(_) | Event::Connected(_) | Event::Closed(_) | Event::Settled => {
+            Event::Sent(_)
+            | Event::Connected(_)
+            | Event::Closed(_)
+            | Event::Readable(_)
+            | Event::Settled => {
                 common.receive(Side::Client, cx);
                 Stage::Accept(self)
             }

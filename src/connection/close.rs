@@ -126,6 +126,7 @@ impl Close {
             Event::Connected(_)
             | Event::Sent(Side::Server)
             | Event::Closed(_)
+            | Event::Readable(_)
             | Event::Settled
             | Event::Received(Side::Server, _)
             | Event::Ended(_)

@@ -24,6 +24,7 @@ use crate::io::queue::Queue;
 
 /// One of a connection's two sockets, as far as the journey must know it.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "what holds of it, independently")]
 pub struct Socket {
     /// A descriptor is held (or may be, while it is being made).
     pub open: bool,
@@ -31,6 +32,8 @@ pub struct Socket {
     pub read_ended: bool,
     /// We have told the peer that we send nothing more.
     pub write_ended: bool,
+    /// Its bytes are waited for with a poll, which costs the kernel less than a receive.
+    rests: bool,
 }
 
 /// What outlives a change of stage.
@@ -53,6 +56,7 @@ pub struct Common {
     in_flight: InFlight,
     /// What has been cancelled and not come back yet.
     cancelled: InFlight,
+    resting: bool,
     deadline: Time,
     /// The earliest time at which the worker's wheel will call, if it holds us.
     timer_at: Option<Time>,
@@ -79,6 +83,7 @@ impl Common {
             story: Story::new(client, local, listener, now),
             in_flight: InFlight::default(),
             cancelled: InFlight::default(),
+            resting: false,
             deadline: now,
             timer_at: None,
             timer_wanted: false,
@@ -141,13 +146,49 @@ impl Common {
         self.cancelled = InFlight::default();
     }
 
-    /// Receives from a side unless its receive is armed already or it has ended.
+    /// Waits for a side's bytes unless that is arranged already or it has ended: with a receive,
+    /// or, while it rests, with a poll.
     pub fn receive(&mut self, side: Side, cx: &mut Context<'_>) {
-        let kind = in_flight::recv(side);
+        let (recv, poll) = (in_flight::recv(side), in_flight::poll(side));
+        let waits = self.in_flight.has(recv) || self.in_flight.has(poll);
         let socket = self.socket(side);
-        if socket.open && !socket.read_ended && !self.in_flight.has(kind) {
-            self.submit(kind, Operation::Recv { side }, cx);
+        if !socket.open || socket.read_ended || waits {
+            return;
         }
+        if socket.rests {
+            self.submit(poll, Operation::Poll { side }, cx);
+        } else {
+            self.submit(recv, Operation::Recv { side }, cx);
+        }
+    }
+
+    /// Gives back what only moving bytes need, and exchanges receives for polls. The first byte,
+    /// end or error of a side brings that side back.
+    pub fn rest(&mut self, cx: &mut Context<'_>) {
+        self.resting = true;
+        if let Some(session) = &mut self.session {
+            session.rest();
+        }
+        self.inbound.rest();
+        self.outbound.rest();
+        for side in [Side::Client, Side::Server] {
+            let socket = self.socket(side);
+            if socket.open && !socket.read_ended {
+                socket.rests = true;
+                self.cancel(in_flight::recv(side), in_flight::cancel_recv(side), cx);
+            }
+        }
+    }
+
+    /// Whether it has come to rest, and nothing has been heard of either side since.
+    pub fn is_resting(&self) -> bool {
+        self.resting
+    }
+
+    /// A side is heard of.
+    fn wake(&mut self, side: Side) {
+        self.resting = false;
+        self.socket(side).rests = false;
     }
 
     /// Sends what waits for a side, unless a send is in flight.
@@ -235,7 +276,12 @@ impl Common {
 
     /// Sets the deadline to `after` from now.
     pub fn set_deadline(&mut self, after: Duration, cx: &Context<'_>) {
-        self.deadline = cx.now + after;
+        self.set_deadline_at(cx.now + after);
+    }
+
+    /// Sets the deadline.
+    pub fn set_deadline_at(&mut self, deadline: Time) {
+        self.deadline = deadline;
         if self.timer_at.is_none_or(|at| self.deadline < at) {
             self.timer_at = Some(self.deadline);
             self.timer_wanted = true;
@@ -281,6 +327,8 @@ impl Common {
             Kind::RecvServer => self.settle_receive(Side::Server, result, delivery, cx),
             Kind::SendClient => self.settle_send(Side::Client, result, delivery, cx),
             Kind::SendServer => self.settle_send(Side::Server, result, delivery, cx),
+            Kind::PollClient => self.settle_poll(Side::Client, result),
+            Kind::PollServer => self.settle_poll(Side::Server, result),
             Kind::Connect => Event::Connected(result.map(|_| ())),
             Kind::CloseClient => {
                 self.client.open = false;
@@ -308,8 +356,13 @@ impl Common {
         cx: &Context<'_>,
     ) -> Event<'a> {
         match (result, delivery) {
-            (Ok(_), Delivery::Received(bytes)) if !bytes.is_empty() => Event::Received(side, bytes),
+            (Ok(_), Delivery::Received(bytes)) if !bytes.is_empty() => {
+                // It may have come in spite of being cancelled.
+                self.wake(side);
+                Event::Received(side, bytes)
+            }
             (Ok(_), _) => {
+                self.wake(side);
                 self.socket(side).read_ended = true;
                 Event::Ended(side)
             }
@@ -319,10 +372,20 @@ impl Common {
                 Event::Settled
             }
             (Err(_), _) => {
+                self.wake(side);
                 self.socket(side).read_ended = true;
                 Event::ReceiveFailed(side)
             }
         }
+    }
+
+    /// Whatever a poll has found, a receive tells what it is.
+    fn settle_poll<'a>(&mut self, side: Side, result: Result<u32, Errno>) -> Event<'a> {
+        if result == Err(Errno::CANCELED) {
+            return Event::Settled;
+        }
+        self.wake(side);
+        Event::Readable(side)
     }
 
     fn settle_send<'a>(
@@ -368,6 +431,15 @@ impl Common {
         let server_busy = self.in_flight.any(InFlight::SERVER);
         assert!(self.client.open || !client_busy, "an operation on a closed client socket");
         assert!(self.server.open || !server_busy, "an operation on a closed server socket");
+        for side in [Side::Client, Side::Server] {
+            let armed = [in_flight::recv(side), in_flight::poll(side)];
+            assert!(!armed.iter().all(|kind| self.in_flight.has(*kind)), "{side:?} waits twice");
+        }
+        if self.is_resting() {
+            assert!(self.inbound.is_resting() && self.outbound.is_resting(), "a buffer at rest");
+            let session = self.session.as_ref();
+            assert!(session.is_some_and(|session| session.is_resting()), "a cipher at rest");
+        }
         // The high-water mark, what one receive can add to it, and TLS's own records.
         let bound = QUEUE_HIGH_WATER_BYTES
             + RECEIVE_BYTES_MAX

@@ -35,9 +35,11 @@ impl Handshake {
                 self.fail(HandshakeOutcome::ClientReset, common, cx)
             }
             Event::Deadline => self.fail(HandshakeOutcome::Timeout, common, cx),
-            Event::Sent(_) | Event::Connected(_) | Event::Closed(_) | Event::Settled => {
-                self.wait(common, cx)
-            }
+            Event::Sent(_)
+            | Event::Connected(_)
+            | Event::Closed(_)
+            | Event::Readable(_)
+            | Event::Settled => self.wait(common, cx),
         }
     }
 

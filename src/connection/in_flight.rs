@@ -17,7 +17,9 @@ impl InFlight {
             | bit(Kind::CloseClient)
             | bit(Kind::CancelRecvClient)
             | bit(Kind::CancelSendClient)
-            | bit(Kind::AcknowledgeClient),
+            | bit(Kind::AcknowledgeClient)
+            | bit(Kind::PollClient)
+            | bit(Kind::CancelPollClient),
     );
 
     /// The operations on the server's socket.
@@ -30,7 +32,9 @@ impl InFlight {
             | bit(Kind::ResetServer)
             | bit(Kind::CloseServer)
             | bit(Kind::CancelRecvServer)
-            | bit(Kind::CancelSendServer),
+            | bit(Kind::CancelSendServer)
+            | bit(Kind::PollServer)
+            | bit(Kind::CancelPollServer),
     );
 
     /// The operations on one side's socket.
@@ -87,6 +91,22 @@ pub fn recv(side: Side) -> Kind {
     }
 }
 
+/// The kind of the cancel of a side's receive.
+pub fn cancel_recv(side: Side) -> Kind {
+    match side {
+        Side::Client => Kind::CancelRecvClient,
+        Side::Server => Kind::CancelRecvServer,
+    }
+}
+
+/// The kind of a side's poll.
+pub fn poll(side: Side) -> Kind {
+    match side {
+        Side::Client => Kind::PollClient,
+        Side::Server => Kind::PollServer,
+    }
+}
+
 /// The kind of a side's send.
 pub fn send(side: Side) -> Kind {
     match side {
@@ -124,10 +144,12 @@ pub fn cancellable(side: Side) -> &'static [(Kind, Kind)] {
     match side {
         Side::Client => &[
             (Kind::RecvClient, Kind::CancelRecvClient),
+            (Kind::PollClient, Kind::CancelPollClient),
             (Kind::SendClient, Kind::CancelSendClient),
         ],
         Side::Server => &[
             (Kind::RecvServer, Kind::CancelRecvServer),
+            (Kind::PollServer, Kind::CancelPollServer),
             (Kind::SendServer, Kind::CancelSendServer),
             (Kind::Connect, Kind::CancelConnect),
         ],

@@ -55,6 +55,8 @@ pub enum Event<'a> {
     Closed(Side),
     /// The deadline that the stage set has come.
     Deadline,
+    /// There is something to receive from a side that rested, or seemed to be.
+    Readable(Side),
     /// Something in flight came back that only bookkeeping cares about.
     Settled,
 }
@@ -170,7 +172,7 @@ impl Connection {
         self.common.story.into_record(worker, reason)
     }
 
-    /// Asserts what must hold between two events (invariants I1 to I4 of ARCHITECTURE.md).
+    /// Asserts what must hold between two events (invariants I1 to I4 and I8 of ARCHITECTURE.md).
     ///
     /// # Panics
     /// When it does not hold.
@@ -204,6 +206,7 @@ impl Connection {
             Stage::Accept(_) => Some(State::ClientHello),
             Stage::Handshake(_) => Some(State::Handshake),
             Stage::Route(_) => Some(State::Connect),
+            Stage::Relay(_) if self.common.is_resting() => Some(State::Idle),
             Stage::Relay(_) => Some(State::Relay),
             Stage::Close(_) => Some(State::Close),
             Stage::Done(_) => None,

@@ -2,8 +2,12 @@
 //!
 //! Everything here is level-triggered: after each event `Relay::pump` looks at both directions
 //! and submits what is possible and not in flight.
+//!
+//! A connection on which no byte has moved for `timeouts.rest` rests: it gives back what only
+//! moving bytes need and waits with a poll on each side. Nothing else is different: whatever comes
+//! is handled as ever, and each side that is heard of goes back to receiving.
 
-use crate::io::Side;
+use crate::io::{Side, Time};
 use crate::limits::RECORD_OVERHEAD_BYTES_MAX;
 use crate::telemetry::labels::{CloseReason, Span};
 
@@ -21,11 +25,13 @@ const CLOSE_NOTIFY_BYTES_MAX: usize = RECORD_OVERHEAD_BYTES_MAX + 2;
 pub struct Relay {
     /// The server takes nothing more, and had not been told all.
     refused: bool,
+    /// When a byte moved last.
+    moved_at: Time,
 }
 
 impl Relay {
     pub(super) fn begin(common: &mut Common, cx: &mut Context<'_>) -> Stage {
-        Self { refused: false }.go_on(common, cx)
+        Self { refused: false, moved_at: cx.now }.go_on(common, cx)
     }
 
     pub(super) fn handle(
@@ -62,20 +68,48 @@ impl Relay {
                 common.inbound.discard(cx.pool);
                 common.inbound.end();
             }
-            Event::Deadline => return deadline(common, cx),
+            Event::Deadline => return self.deadline(common, cx),
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) => {}
-            // No byte has moved: the deadline stays where it is.
+            // No byte has moved, and perhaps none will.
+            Event::Readable(_) => {
+                self.set_deadline(common, cx);
+                return self.pump(common, cx);
+            }
             Event::Settled => return self.pump(common, cx),
         }
         self.go_on(common, cx)
     }
 
     /// A byte has moved: the deadline begins anew.
-    fn go_on(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    fn go_on(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        self.moved_at = cx.now;
+        self.set_deadline(common, cx);
+        self.pump(common, cx)
+    }
+
+    /// When the connection is to end unless a byte moves.
+    fn ends_at(&self, common: &Common) -> Time {
         let timeouts = &common.snapshot.timeouts;
-        let one_ended = common.inbound.ended() || common.outbound.ended();
-        let timeout = if one_ended { timeouts.half_closed } else { timeouts.idle };
-        common.set_deadline(timeout, cx);
+        self.moved_at + if is_half_closed(common) { timeouts.half_closed } else { timeouts.idle }
+    }
+
+    /// The next thing to do, if nothing happens, is to rest, or else to end.
+    fn set_deadline(&self, common: &mut Common, cx: &Context<'_>) {
+        let rests_at = cx.now + common.snapshot.timeouts.rest;
+        common.set_deadline_at(rests_at.min(self.ends_at(common)));
+    }
+
+    fn deadline(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        let ends_at = self.ends_at(common);
+        if cx.now >= ends_at {
+            return timed_out(common, cx);
+        }
+        // Bytes that a peer does not take are not given back; when it takes one, this comes again.
+        if common.inbound.is_empty() && common.outbound.is_empty() {
+            common.rest(cx);
+            cx.counters.rests.add(1);
+        }
+        common.set_deadline_at(ends_at);
         self.pump(common, cx)
     }
 
@@ -150,10 +184,15 @@ fn server_failed(common: &mut Common, cx: &mut Context<'_>) -> Stage {
     Close::abort(common, CloseReason::ServerReset, cx)
 }
 
-fn deadline(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+fn is_half_closed(common: &Common) -> bool {
+    common.inbound.ended() || common.outbound.ended()
+}
+
+fn timed_out(common: &mut Common, cx: &mut Context<'_>) -> Stage {
     common.story.mark(Span::Relay, cx);
-    let one_ended = common.inbound.ended() || common.outbound.ended();
-    let reason = if one_ended { CloseReason::HalfClosedTimeout } else { CloseReason::IdleTimeout };
+    let half_closed = is_half_closed(common);
+    let reason =
+        if half_closed { CloseReason::HalfClosedTimeout } else { CloseReason::IdleTimeout };
     // With resets: it is we who end it, and neither side has said that it was done. A clean end
     // would let whoever withholds packets pass off a part of a message as the whole. Only a client
     // that has been sent all, its end included, may read on from what the kernel holds for it.

@@ -65,7 +65,7 @@ impl Route {
             }
             Event::Deadline => self.deadline(common, cx),
             Event::Closed(_) => self.connect(common, cx),
-            Event::Settled | Event::Sent(_) => {
+            Event::Settled | Event::Readable(_) | Event::Sent(_) => {
                 let asked_address = self.tries == 0 && !common.has_in_flight(Kind::LocalAddress);
                 if asked_address { self.connect(common, cx) } else { self.wait(common, cx) }
             }

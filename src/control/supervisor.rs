@@ -339,6 +339,7 @@ pub(super) mod tests {
                 handshake: second,
                 connect: second,
                 idle: second,
+                rest: second,
                 half_closed: second,
                 drain: second,
             },

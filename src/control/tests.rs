@@ -57,6 +57,7 @@ pub(super) fn config(directory: &Path) -> Config {
             handshake: second,
             connect: second,
             idle: second,
+            rest: second,
             half_closed: second,
             drain: second,
         },

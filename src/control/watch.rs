@@ -360,6 +360,7 @@ mod tests {
             handshake: Duration::from_secs(11),
             connect: Duration::from_secs(12),
             idle: Duration::from_secs(13),
+            rest: Duration::from_secs(16),
             half_closed: Duration::from_secs(14),
             drain: Duration::from_secs(15),
         },

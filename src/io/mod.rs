@@ -73,6 +73,9 @@ pub trait Io {
     /// Gives received bytes' memory back.
     fn recycle(&mut self, at: ReceivedAt);
 
+    /// A slot is free: nothing of it is in flight any more, and what was kept for it may go.
+    fn forget(&mut self, _slot: u32) {}
+
     /// Closes the listening sockets; no accept is in flight any more. Called any number of times.
     fn stop_listening(&mut self) {}
 

@@ -44,6 +44,12 @@ pub enum Operation {
         /// From which socket.
         side: Side,
     },
+    /// Wait until a receive would find bytes, the end of the stream or an error, and take nothing.
+    /// It may complete although there is nothing.
+    Poll {
+        /// For which socket.
+        side: Side,
+    },
     /// Send the buffer's unsent bytes; fewer may go out than asked for.
     Send {
         /// To which socket.

@@ -135,11 +135,16 @@ impl Queue {
         }
     }
 
-    /// Gives back what an empty queue keeps for the next bytes.
-    pub fn shrink(&mut self) {
+    /// Gives back the memory of a queue in which nothing waits.
+    pub fn rest(&mut self) {
         if self.waiting.is_empty() {
             self.waiting = VecDeque::new();
         }
+    }
+
+    /// Whether nothing waits and no memory is kept for what may.
+    pub fn is_resting(&self) -> bool {
+        self.is_empty() && self.waiting.capacity() == 0
     }
 
     /// Throws away what waits. What is being sent comes back through [`Queue::sent`] first.

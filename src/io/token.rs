@@ -48,11 +48,19 @@ pub enum Kind {
     Mailbox,
     /// Tell the client that we have its bytes.
     AcknowledgeClient,
+    /// Something to receive from the client.
+    PollClient,
+    /// End the client's poll.
+    CancelPollClient,
+    /// Something to receive from the server.
+    PollServer,
+    /// End the server's poll.
+    CancelPollServer,
     /// Used inside an `Io` only; never seen by a worker.
     Internal,
 }
 
-const KINDS: [Kind; 22] = [
+const KINDS: [Kind; 26] = [
     Kind::Accept,
     Kind::LocalAddress,
     Kind::RecvClient,
@@ -74,6 +82,10 @@ const KINDS: [Kind; 22] = [
     Kind::CancelAccept,
     Kind::Mailbox,
     Kind::AcknowledgeClient,
+    Kind::PollClient,
+    Kind::CancelPollClient,
+    Kind::PollServer,
+    Kind::CancelPollServer,
     Kind::Internal,
 ];
 

@@ -140,7 +140,7 @@ impl Client {
         if let Some(session) = &mut self.session {
             session.rest();
         }
-        self.outbound.shrink();
+        self.outbound.rest();
     }
 
     /// Ends an idle connection in order.

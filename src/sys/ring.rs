@@ -18,6 +18,7 @@ use crate::io::{
     Address, Buffer, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
 };
 use crate::limits::{RECEIVE_BUFFER_BYTES, RECORD_PAYLOAD_BYTES_MAX};
+use crate::worker::paged::Paged;
 
 use super::address::SocketAddress;
 use super::enter::RingFd;
@@ -70,6 +71,10 @@ struct SlotMemory {
 }
 
 impl SlotMemory {
+    fn is_empty(&self) -> bool {
+        self.to_client.is_none() && self.to_server.is_none() && self.address.is_none()
+    }
+
     fn sending(&mut self, side: Side) -> &mut Option<Buffer> {
         match side {
             Side::Client => &mut self.to_client,
@@ -85,7 +90,7 @@ pub struct Ring {
     enter: RingFd,
     listeners: Vec<OwnedFd>,
     receive: ReceiveBuffers,
-    slots: Vec<SlotMemory>,
+    slots: Paged<SlotMemory>,
     /// Boxes for addresses, kept for the next accept or connect.
     #[expect(clippy::vec_box, reason = "the kernel holds pointers into the boxes in use")]
     spare_addresses: Vec<Box<SocketAddress>>,
@@ -122,14 +127,12 @@ impl Ring {
             .map_err(|error| ("registering the receive buffers", error))?;
         let features = probe(&mut ring).map_err(|error| ("probing the ring", error))?;
         let enter = RingFd::register(ring.as_raw_fd());
-        let mut slot_memory = Vec::new();
-        slot_memory.resize_with(slots as usize, SlotMemory::default);
         let mut this = Self {
             uring: ring,
             enter,
             listeners,
             receive,
-            slots: slot_memory,
+            slots: Paged::with_capacity(slots),
             spare_addresses: Vec::new(),
             wake,
             wake_count: Box::new(0),
@@ -179,9 +182,7 @@ impl Ring {
     }
 
     fn slot(&mut self, token: Token) -> &mut SlotMemory {
-        let slot = self.slots.get_mut(token.slot as usize);
-        let Some(slot) = slot else { unreachable!("slot {} of a smaller table", token.slot) };
-        slot
+        self.slots.entry(token.slot)
     }
 
     fn send(&mut self, token: Token, side: Side, buffer: Buffer, ends: bool) {
@@ -207,6 +208,14 @@ impl Ring {
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT)
         };
+        self.push(&entry.user_data(token.pack()));
+    }
+
+    /// Waits for bytes, an end or an error without taking them: a quarter of the kernel memory of a
+    /// receive that waits.
+    fn poll(&mut self, token: Token, side: Side) {
+        let events = libc::POLLIN | libc::POLLRDHUP;
+        let entry = opcode::PollAdd::new(file(token, side), events.cast_unsigned().into()).build();
         self.push(&entry.user_data(token.pack()));
     }
 
@@ -425,6 +434,7 @@ impl Io for Ring {
             Operation::Send { side, buffer, ends } => self.send(token, side, buffer, ends),
             Operation::Connect { address, source } => self.connect(token, &address, source),
             Operation::Recv { side } => self.recv(token, side),
+            Operation::Poll { side } => self.poll(token, side),
             Operation::Shutdown { side } => self.shutdown(token, side),
             Operation::Reset { side } => {
                 // Connecting to AF_UNSPEC dissolves an association (connect(2)); on TCP the
@@ -460,6 +470,11 @@ impl Io for Ring {
 
     fn recycle(&mut self, at: ReceivedAt) {
         self.receive.recycle(at.buffer);
+    }
+
+    fn forget(&mut self, slot: u32) {
+        let memory = self.slots.remove(slot).unwrap_or_default();
+        debug_assert!(memory.is_empty(), "slot {slot} is freed while the kernel holds of it");
     }
 
     fn stop_listening(&mut self) {
@@ -540,7 +555,6 @@ mod tests {
         let wake = Arc::new(EventFd::new().unwrap());
         let mut ring = Ring::new(1, Vec::new(), wake).unwrap();
         // A slot beyond the kernel's table: making the socket fails, as it does with ENFILE.
-        ring.slots.resize_with(8, SlotMemory::default);
         let token = Token::new(5, 1, Kind::Connect);
         let address = Address::Inet("127.0.0.1:9".parse().unwrap());
         ring.submit(token, Operation::Connect { address, source: None });

@@ -105,6 +105,8 @@ pub struct Counters {
     pub connect_retries: Counter,
     /// Connects that failed.
     pub connect_failures: Counter,
+    /// Times that a connection came to rest.
+    pub rests: Counter,
     /// Limits that bit.
     pub limits: ByLabel<{ Limit::COUNT }>,
     /// Gauge: 1 while accept is paused because a limit bit.

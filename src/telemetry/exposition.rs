@@ -159,6 +159,7 @@ fn encode_connections(page: &mut Page<'_, '_>) -> fmt::Result {
     page.counter(&names::OUTBOUND, |c| c.outbound_bytes.get())?;
     page.counter(&names::CONNECT_RETRIES, |c| c.connect_retries.get())?;
     page.counter(&names::CONNECT_FAILURES, |c| c.connect_failures.get())?;
+    page.counter(&names::RESTS, |c| c.rests.get())?;
     page.counters::<Limit, _>(&names::LIMITS, |c| &c.limits)?;
     page.gauge(&names::ACCEPT_PAUSED, |c| float(c.accept_paused.get()))?;
     page.histograms(&names::STAGES)

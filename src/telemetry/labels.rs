@@ -240,6 +240,8 @@ labels! {
         Connect = "connect",
         /// Bytes go both ways.
         Relay = "relay",
+        /// No byte has moved for `timeouts.rest`: it holds no buffer.
+        Idle = "idle",
         /// It has ended; the kernel still holds something of it.
         Close = "close",
     }

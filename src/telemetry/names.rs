@@ -122,6 +122,8 @@ metrics! {
         "Connects that failed and were tried again on another server";
     CONNECT_FAILURES: "connect_failures_total" Counter Count ["worker"]
         "Connects to a server that failed";
+    RESTS: "connection_rests_total" Counter Count ["worker"]
+        "Times that a connection gave its buffers back because no byte had moved for a while";
     LIMITS: "limit_reached_total" Counter Count ["worker", "limit"]
         "How often a limit had an effect; the log says which key to change";
     ACCEPT_PAUSED: "accept_paused" Gauge Count ["worker"]

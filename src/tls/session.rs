@@ -95,6 +95,14 @@ impl Session {
         }
     }
 
+    /// Whether nothing is left that [`Session::rest`] would give back.
+    pub fn is_resting(&self) -> bool {
+        match &self.layer {
+            Layer::Lean(records) => records.is_resting(),
+            Layer::Rustls { .. } | Layer::None => true,
+        }
+    }
+
     /// Takes ciphertext in; plaintext and answers go to `sinks`.
     ///
     /// # Limits

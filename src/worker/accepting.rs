@@ -122,10 +122,10 @@ impl<I: Io> Worker<I> {
         match (&completion.result, &completion.payload) {
             (Ok(_), Payload::Peer(client)) => self.welcome(completion.token, listener, *client),
             (Err(Errno::CANCELED | Errno::CONNECTION_ABORTED), _) => {
-                self.table.release(completion.token.slot);
+                self.release(completion.token.slot);
             }
             (result, _) => {
-                self.table.release(completion.token.slot);
+                self.release(completion.token.slot);
                 if result.is_err_and(Errno::is_exhaustion) {
                     if self.counters.accept_paused.get() == 0 {
                         self.counters.limits.of(Limit::KernelFiles).add(1);

@@ -93,8 +93,10 @@ impl<I: Io> Worker<I> {
     }
 
     /// A connection's timer has come.
-    pub(super) fn on_timer(&mut self, slot: u32, generation: u32) {
-        self.with_connection(slot, generation, Connection::timer);
+    pub(super) fn on_timer(&mut self, slot: u32) {
+        if let Some(generation) = self.table.generation(slot) {
+            self.with_connection(slot, generation, Connection::timer);
+        }
     }
 
     /// Lets `act` work on a connection, if the slot and generation still name one.
@@ -133,15 +135,22 @@ impl<I: Io> Worker<I> {
             return;
         };
         if let Some(at) = connection.take_timer() {
-            self.timers.insert(slot, generation, at);
+            self.timers.set(slot, at);
         }
         if let Some(reason) = connection.done() {
             self.free(slot, reason);
         }
     }
 
+    /// Frees a slot, with all that is kept for it.
+    pub(super) fn release(&mut self, slot: u32) -> Entry {
+        self.timers.forget(slot);
+        self.io.forget(slot);
+        self.table.release(slot)
+    }
+
     fn free(&mut self, slot: u32, reason: CloseReason) {
-        let Entry::Open(connection) = self.table.release(slot) else {
+        let Entry::Open(connection) = self.release(slot) else {
             return;
         };
         let mut cx = context!(self);

@@ -4,6 +4,7 @@
 pub mod accepting;
 pub mod command;
 pub mod dispatch;
+pub mod paged;
 pub mod snapshot;
 pub mod table;
 pub mod timers;
@@ -100,7 +101,7 @@ pub struct Worker<I: Io> {
     /// while the sends of a turn are worked off, answers to them arrive, and a receive that finds
     /// its bytes waiting costs neither a poll nor a wake-up. A cancel must not overtake its target.
     last: Vec<(Token, Operation)>,
-    expired: Vec<(u32, u32)>,
+    expired: Vec<u32>,
 }
 
 impl<I: Io> Worker<I> {
@@ -108,17 +109,18 @@ impl<I: Io> Worker<I> {
     pub fn new(mut io: I, setup: Setup) -> Self {
         let (now, unix) = (io.now(), io.unix());
         let cursors = cursors(&setup.snapshot, setup.index);
+        let slots = slots(setup.connections, setup.binds.len());
         Self {
             io,
             index: setup.index,
-            table: Table::new(slots(setup.connections, setup.binds.len())),
+            table: Table::new(slots),
             accepting: Accepting::new(setup.connections, setup.binds.len()),
             binds: setup.binds,
             snapshot: Rc::new(Local::new(setup.snapshot)),
             counters: setup.counters,
             records: setup.records,
             commands: setup.commands,
-            timers: Timers::with_capacity(2 * setup.connections as usize),
+            timers: Timers::with_capacity(slots),
             pool: Pool::default(),
             cursors,
             resumption: Rc::new(Resumption::new(setup.resumption)),
@@ -201,8 +203,8 @@ impl<I: Io> Worker<I> {
     fn fire_timers(&mut self) {
         let mut expired = std::mem::take(&mut self.expired);
         self.timers.expire(self.now, &mut expired);
-        for (slot, generation) in expired.drain(..) {
-            self.on_timer(slot, generation);
+        for slot in expired.drain(..) {
+            self.on_timer(slot);
         }
         self.expired = expired;
     }

@@ -1,12 +1,14 @@
 //! The fixed table of connections: slot and generation, so that a stale completion is dropped.
 
+use super::paged::Paged;
 use crate::connection::Connection;
 use crate::io::Token;
 
 /// What a slot is used for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Entry {
     /// Nothing.
+    #[default]
     Free,
     /// An accept is in flight for it.
     Accepting {
@@ -19,17 +21,22 @@ pub enum Entry {
     Open(Box<Connection>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Slot {
     generation: u32,
     entry: Entry,
 }
 
-/// Slots by number. Memory is reserved at start and touched when a slot is first used.
+/// Slots by number; their memory follows how many are in use.
 #[derive(Debug)]
 pub struct Table {
-    slots: Vec<Slot>,
+    slots: Paged<Slot>,
     free: Vec<u32>,
+    /// Slots that have been used: the next one that nobody has had yet.
+    touched: u32,
+    /// Counts reservations, so that no two of a slot have one generation while anything of the
+    /// former may still be on its way.
+    generation: u32,
     capacity: u32,
     open: u32,
     accepting: u32,
@@ -39,8 +46,10 @@ impl Table {
     /// A table of `capacity` slots.
     pub fn new(capacity: u32) -> Self {
         Self {
-            slots: Vec::with_capacity(capacity as usize),
-            free: Vec::new(),
+            slots: Paged::with_capacity(capacity),
+            free: Vec::with_capacity(capacity as usize),
+            touched: 0,
+            generation: 0,
             capacity,
             open: 0,
             accepting: 0,
@@ -64,16 +73,16 @@ impl Table {
     pub fn reserve(&mut self, listener: u32) -> Option<(u32, u32)> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
-            None if self.slots.len() < self.capacity as usize => {
-                let slot = u32::try_from(self.slots.len()).ok()?;
-                self.slots.push(Slot { generation: 0, entry: Entry::Free });
-                slot
+            None if self.touched < self.capacity => {
+                self.touched += 1;
+                self.touched - 1
             }
             None => return None,
         };
-        let entry = self.slots.get_mut(slot as usize)?;
+        self.generation = (self.generation + 1) % Token::GENERATIONS;
+        let entry = self.slots.entry(slot);
         assert!(matches!(entry.entry, Entry::Free), "a free slot is in use");
-        entry.generation = (entry.generation + 1) % Token::GENERATIONS;
+        entry.generation = self.generation;
         entry.entry = Entry::Accepting { listener, cancelled: false };
         self.accepting += 1;
         Some((slot, entry.generation))
@@ -81,17 +90,22 @@ impl Table {
 
     /// The entry that a token names; `None` when the token is stale.
     pub fn entry(&mut self, token: Token) -> Option<&mut Entry> {
-        let slot = self.slots.get_mut(token.slot as usize)?;
+        let slot = self.slots.get_mut(token.slot)?;
         (slot.generation == token.generation).then_some(&mut slot.entry)
     }
 
     /// The connection that a slot and generation name; `None` when they are stale.
     pub fn connection(&mut self, slot: u32, generation: u32) -> Option<&mut Connection> {
-        let slot = self.slots.get_mut(slot as usize)?;
+        let slot = self.slots.get_mut(slot)?;
         match &mut slot.entry {
             Entry::Open(connection) if slot.generation == generation => Some(connection),
             _ => None,
         }
+    }
+
+    /// The generation of what has a slot now.
+    pub fn generation(&self, slot: u32) -> Option<u32> {
+        self.slots.get(slot).map(|slot| slot.generation)
     }
 
     /// The accept of a slot has succeeded.
@@ -99,7 +113,7 @@ impl Table {
     /// # Panics
     /// When the slot was not accepting.
     pub fn occupy(&mut self, slot: u32, connection: Box<Connection>) {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
+        let Some(entry) = self.slots.get_mut(slot) else {
             return;
         };
         assert!(matches!(entry.entry, Entry::Accepting { .. }), "a client without an accept");
@@ -113,10 +127,7 @@ impl Table {
     /// # Panics
     /// When it was free.
     pub fn release(&mut self, slot: u32) -> Entry {
-        let Some(entry) = self.slots.get_mut(slot as usize) else {
-            return Entry::Free;
-        };
-        let was = std::mem::replace(&mut entry.entry, Entry::Free);
+        let was = self.slots.remove(slot).map_or(Entry::Free, |slot| slot.entry);
         match was {
             Entry::Free => {}
             Entry::Accepting { .. } => self.accepting -= 1,
@@ -129,17 +140,11 @@ impl Table {
 
     /// Every slot in use, with its generation.
     pub fn iter(&self) -> impl Iterator<Item = (u32, u32, &Entry)> {
-        self.slots.iter().zip(0_u32..).filter_map(|(slot, number)| {
-            let used = !matches!(slot.entry, Entry::Free);
-            used.then_some((number, slot.generation, &slot.entry))
-        })
+        self.slots.iter().map(|(number, slot)| (number, slot.generation, &slot.entry))
     }
 
     /// Every slot in use, with its generation, to be changed in place.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, u32, &mut Entry)> {
-        self.slots.iter_mut().zip(0_u32..).filter_map(|(slot, number)| {
-            let used = !matches!(slot.entry, Entry::Free);
-            used.then_some((number, slot.generation, &mut slot.entry))
-        })
+        self.slots.iter_mut().map(|(number, slot)| (number, slot.generation, &mut slot.entry))
     }
 }

@@ -5,14 +5,14 @@
 //! 8 ms, 512 ms, 33 s, 35 min, 37 h, 99 days. An entry lies in the lowest level at which its tick
 //! and the wheel's differ, and moves down as the wheel comes nearer.
 //!
-//! There is no cancel. The owner notes its deadline, and when an entry is handed out, looks
-//! whether that deadline has come; if it was put off meanwhile, it inserts again.
-//!
-//! Entries live in one arena, linked into lists: its memory follows the number of entries, not
-//! which slots they have been in, and after it has grown once nothing is allocated.
+//! Each slot has one entry at most, linked into its list in both directions, so that it moves and
+//! leaves at once. A deadline that is put off need not move its entry each time: the owner notes
+//! it, and when the entry is handed out, looks whether the deadline has come, and if not, sets it
+//! again.
 
 use std::time::Duration;
 
+use super::paged::Paged;
 use crate::io::Time;
 
 /// The wheel's resolution: an entry is handed out no earlier than its time, and one tick late at
@@ -28,20 +28,21 @@ const SLOTS: usize = 1 << SLOT_BITS;
 const LEVELS: usize = 6;
 /// The last tick of the top level's revolution: 17 years.
 const REVOLUTION: u64 = (1 << (SLOT_BITS * 6)) - 1;
-/// The end of a list.
+/// The end of a list; as what comes before: not in a list.
 const NONE: u32 = u32::MAX;
+/// What comes before the first of a list: this and the list's number.
+#[expect(clippy::cast_possible_truncation, reason = "384")]
+const HEADS: u32 = NONE - (LEVELS * SLOTS) as u32;
 
 const _: () = assert!(TICK.as_nanos() == TICK_NANOS as u128);
 
-/// Pending deadlines of one worker's connections.
+/// Pending deadlines of one worker's connections, by slot.
 #[derive(Debug)]
 pub struct Timers {
     /// Every entry due before this tick has been handed out.
     tick: u64,
     levels: [Level; LEVELS],
-    nodes: Vec<Node>,
-    /// List of unused nodes.
-    free: u32,
+    nodes: Paged<Node>,
     len: usize,
 }
 
@@ -49,26 +50,31 @@ pub struct Timers {
 struct Level {
     /// One bit per slot that holds entries.
     occupied: u64,
-    /// First node of each slot's list.
+    /// First entry of each slot's list.
     heads: [u32; SLOTS],
 }
 
+/// A connection's slot's place in the wheel.
 #[derive(Debug, Clone, Copy)]
 struct Node {
     due: u64,
-    slot: u32,
-    generation: u32,
+    before: u32,
     next: u32,
 }
 
+impl Default for Node {
+    fn default() -> Self {
+        Self { due: 0, before: NONE, next: NONE }
+    }
+}
+
 impl Timers {
-    /// No entries; room for this many before anything is allocated again.
-    pub fn with_capacity(entries: usize) -> Self {
+    /// No entries; for slots below `slots`.
+    pub fn with_capacity(slots: u32) -> Self {
         Self {
             tick: 0,
             levels: std::array::from_fn(|_| Level { occupied: 0, heads: [NONE; SLOTS] }),
-            nodes: Vec::with_capacity(entries),
-            free: NONE,
+            nodes: Paged::with_capacity(slots),
             len: 0,
         }
     }
@@ -83,27 +89,22 @@ impl Timers {
         self.len == 0
     }
 
-    /// Asks to be given `(slot, generation)` at `at`; a time in the past means the next
-    /// [`Timers::expire`].
+    /// Asks to be given `slot` at `at`, and no more at the time asked for before; a time in the
+    /// past means the next [`Timers::expire`].
     ///
     /// # Limits
-    /// 2^32 - 1 entries, four for each slot that a worker can have; more are not kept. An entry
-    /// further away than the top level's revolution (17 years) comes early.
-    pub fn insert(&mut self, slot: u32, generation: u32, at: Time) {
+    /// An entry further away than the top level's revolution (17 years) comes early.
+    pub fn set(&mut self, slot: u32, at: Time) {
+        debug_assert!(slot < HEADS, "no worker has so many slots");
+        self.unlink(slot);
         let due = at.0.div_ceil(TICK_NANOS).max(self.tick);
-        let node = Node { due: due.min(self.tick | REVOLUTION), slot, generation, next: NONE };
-        let index = if let Some(unused) = self.node(self.free) {
-            std::mem::replace(&mut self.free, unused.next)
-        } else {
-            let Ok(index) = u32::try_from(self.nodes.len()) else {
-                debug_assert!(false, "more timers than slots can have");
-                return;
-            };
-            self.nodes.push(node);
-            index
-        };
-        self.len += 1;
-        self.link(index, node);
+        self.link(slot, due.min(self.tick | REVOLUTION));
+    }
+
+    /// Asks for `slot` no more.
+    pub fn forget(&mut self, slot: u32) {
+        self.unlink(slot);
+        self.nodes.remove(slot);
     }
 
     /// Appends to `out` what is due at `now`, in no particular order within a tick.
@@ -112,23 +113,20 @@ impl Timers {
     /// Touches [`TOUCHED_PER_CALL_MAX`] entries at most, however far the clock has jumped; then
     /// [`Timers::next`] is not after `now`, and another call goes on. Meanwhile entries come later
     /// than [`TICK`] promises: by as many calls as there are thousands of entries to move.
-    pub fn expire(&mut self, now: Time, out: &mut Vec<(u32, u32)>) {
+    pub fn expire(&mut self, now: Time, out: &mut Vec<u32>) {
         let target = (now.0 / TICK_NANOS).max(self.tick);
         let mut touches = TOUCHED_PER_CALL_MAX;
         loop {
             for level in (1..LEVELS).rev() {
-                while let Some((index, node)) = self.unlink(level, touches) {
+                while let Some((slot, node)) = self.unlink_here(level, touches) {
                     touches -= 1;
-                    self.link(index, node);
+                    self.link(slot, node.due);
                 }
             }
-            while let Some((index, node)) = self.unlink(0, touches) {
+            while let Some((slot, node)) = self.unlink_here(0, touches) {
                 touches -= 1;
                 debug_assert!(node.due <= target, "handed out early");
-                out.push((node.slot, node.generation));
-                self.set(index, Node { next: self.free, ..node });
-                self.free = index;
-                self.len -= 1;
+                out.push(slot);
             }
             if touches == 0 || self.tick >= target {
                 return;
@@ -168,50 +166,64 @@ impl Timers {
         self.levels.get(level).is_some_and(|level| level.occupied >> position & 1 == 1)
     }
 
-    /// Puts a node into the slot that its distance asks for.
-    fn link(&mut self, index: u32, node: Node) {
-        debug_assert!(node.due >= self.tick, "due before the wheel's tick");
-        let differing_bits = u64::BITS - (node.due ^ self.tick).leading_zeros();
+    /// Puts a slot's entry into the list that its distance asks for.
+    fn link(&mut self, slot: u32, due: u64) {
+        debug_assert!(due >= self.tick, "due before the wheel's tick");
+        let differing_bits = u64::BITS - (due ^ self.tick).leading_zeros();
         let level = (differing_bits.saturating_sub(1) / SLOT_BITS) as usize;
         debug_assert!(level < LEVELS, "beyond the top level's revolution");
-        let position = slot_of(node.due, level);
-        let Some(level) = self.levels.get_mut(level) else {
+        let position = slot_of(due, level);
+        let Some((head, occupied)) = self.list(level, position) else {
             return;
         };
-        let Some(head) = level.heads.get_mut(position) else {
-            return;
-        };
-        let next = std::mem::replace(head, index);
-        level.occupied |= 1 << position;
-        self.set(index, Node { next, ..node });
+        let next = std::mem::replace(head, slot);
+        *occupied |= 1 << position;
+        *self.nodes.entry(slot) = Node { due, before: head_of(level, position), next };
+        if let Some(next) = self.nodes.get_mut(next) {
+            next.before = slot;
+        }
+        self.len += 1;
     }
 
-    /// Takes a node out of the slot of `level` that the wheel stands in; none when `touches` is
+    /// Takes a slot's entry out of its list, if it is in one.
+    fn unlink(&mut self, slot: u32) -> Option<Node> {
+        let node = self.nodes.get_mut(slot).filter(|node| node.before != NONE)?;
+        let was = std::mem::take(node);
+        if let Some(next) = self.nodes.get_mut(was.next) {
+            next.before = was.before;
+        }
+        if let Some(list) = was.before.checked_sub(HEADS) {
+            let (level, position) = (list as usize / SLOTS, list as usize % SLOTS);
+            let (head, occupied) = self.list(level, position)?;
+            *head = was.next;
+            if was.next == NONE {
+                *occupied &= !(1 << position);
+            }
+        } else if let Some(before) = self.nodes.get_mut(was.before) {
+            before.next = was.next;
+        }
+        self.len -= 1;
+        Some(was)
+    }
+
+    /// Takes an entry out of the slot of `level` that the wheel stands in; none when `touches` is
     /// used up.
-    fn unlink(&mut self, level: usize, touches: usize) -> Option<(u32, Node)> {
-        if touches == 0 {
-            return None;
-        }
-        let position = slot_of(self.tick, level);
-        let index = *self.levels.get(level)?.heads.get(position)?;
-        let node = self.node(index)?;
-        let level = self.levels.get_mut(level)?;
-        *level.heads.get_mut(position)? = node.next;
-        if node.next == NONE {
-            level.occupied &= !(1 << position);
-        }
-        Some((index, node))
+    fn unlink_here(&mut self, level: usize, touches: usize) -> Option<(u32, Node)> {
+        let first = *self.list(level, slot_of(self.tick, level))?.0;
+        if touches == 0 { None } else { Some((first, self.unlink(first)?)) }
     }
 
-    fn node(&self, index: u32) -> Option<Node> {
-        self.nodes.get(index as usize).copied()
+    /// The head of a list, and the bits that say which lists of its level are not empty.
+    fn list(&mut self, level: usize, position: usize) -> Option<(&mut u32, &mut u64)> {
+        let Level { occupied, heads } = self.levels.get_mut(level)?;
+        Some((heads.get_mut(position)?, occupied))
     }
+}
 
-    fn set(&mut self, index: u32, node: Node) {
-        if let Some(place) = self.nodes.get_mut(index as usize) {
-            *place = node;
-        }
-    }
+/// What comes before the first entry of a list.
+#[expect(clippy::cast_possible_truncation, reason = "a list's number is below 384")]
+fn head_of(level: usize, position: usize) -> u32 {
+    HEADS + (level * SLOTS + position) as u32
 }
 
 /// The slot of a level that a tick falls into.

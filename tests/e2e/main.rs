@@ -19,6 +19,7 @@ mod client_auth;
 mod content;
 mod handshake;
 mod http;
+mod idle;
 mod limits;
 mod load;
 mod observability;

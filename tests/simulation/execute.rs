@@ -7,7 +7,7 @@ use portcullis::limits::RECEIVE_BYTES_MAX;
 
 use crate::faults::ConnectOutcome;
 use crate::network::{End, Read};
-use crate::sim_io::{SimIo, Socket};
+use crate::sim_io::{InFlight, SimIo, Socket};
 use crate::world::{Event, listener_address};
 
 const BAD_DESCRIPTOR: Errno = Errno(9);
@@ -22,6 +22,7 @@ pub(crate) fn kinds_on(side: Side) -> &'static [Kind] {
             Kind::LocalAddress,
             Kind::AcknowledgeClient,
             Kind::RecvClient,
+            Kind::PollClient,
             Kind::SendClient,
             Kind::ShutdownClient,
             Kind::ResetClient,
@@ -30,6 +31,7 @@ pub(crate) fn kinds_on(side: Side) -> &'static [Kind] {
         Side::Server => &[
             Kind::Connect,
             Kind::RecvServer,
+            Kind::PollServer,
             Kind::SendServer,
             Kind::ShutdownServer,
             Kind::ResetServer,
@@ -53,6 +55,8 @@ fn kind_of(operation: &Operation) -> Kind {
         Operation::Acknowledge => Kind::AcknowledgeClient,
         Operation::Recv { side: Client } => Kind::RecvClient,
         Operation::Recv { side: Server } => Kind::RecvServer,
+        Operation::Poll { side: Client } => Kind::PollClient,
+        Operation::Poll { side: Server } => Kind::PollServer,
         Operation::Send { side: Client, .. } => Kind::SendClient,
         Operation::Send { side: Server, .. } => Kind::SendServer,
         Operation::Connect { .. } => Kind::Connect,
@@ -65,6 +69,8 @@ fn kind_of(operation: &Operation) -> Kind {
         Operation::Cancel { target } => match target {
             Kind::Accept => Kind::CancelAccept,
             Kind::RecvClient => Kind::CancelRecvClient,
+            Kind::PollClient => Kind::CancelPollClient,
+            Kind::PollServer => Kind::CancelPollServer,
             Kind::SendClient => Kind::CancelSendClient,
             Kind::Connect => Kind::CancelConnect,
             Kind::RecvServer => Kind::CancelRecvServer,
@@ -104,6 +110,7 @@ impl SimIo {
             Operation::LocalAddress
             | Operation::Acknowledge
             | Operation::Recv { .. }
+            | Operation::Poll { .. }
             | Operation::Shutdown { .. }
             | Operation::Reset { .. }
             | Operation::Cancel { .. } => {}
@@ -145,6 +152,7 @@ impl SimIo {
                 None
             }
             Operation::Recv { side } => self.recv(key, token, side),
+            Operation::Poll { side } => self.poll(key, token, side),
             Operation::Send { side, buffer, .. } => self.send(key, token, side, buffer),
             Operation::Connect { address, source } => {
                 self.connect(key, token, &address);
@@ -274,6 +282,18 @@ impl SimIo {
         None
     }
 
+    /// A poll takes nothing, not even a socket's error; it may be woken by what is gone by then.
+    fn poll(&mut self, key: u64, token: Token, side: Side) -> Option<Operation> {
+        const POLLIN: u32 = 1;
+        let link = self.link_of(token, side);
+        let readable = self.world.with_link(link, |link, _| link.is_readable(End::Ours));
+        if readable || self.world.random.chance(self.world.faults.spurious_polls) {
+            self.complete(key, Ok(POLLIN), Payload::None);
+            return None;
+        }
+        Some(Operation::Poll { side })
+    }
+
     fn send(&mut self, key: u64, token: Token, side: Side, buffer: Buffer) -> Option<Operation> {
         let link = self.link_of(token, side);
         let short = self.world.faults.short_writes;
@@ -381,6 +401,9 @@ impl SimIo {
             return;
         };
         let target = Token::new(held.token.slot, held.token.generation, target).pack();
+        if self.world.random.chance(self.world.faults.cancel_races) {
+            self.rush(target);
+        }
         let waiting = self.in_flight.get_mut(&target);
         let result = match waiting.and_then(|held| held.operation.take()) {
             None => Err(Errno::NOT_FOUND),
@@ -394,5 +417,19 @@ impl SimIo {
             }
         };
         self.complete(key, result, Payload::None);
+    }
+
+    /// What is under way to the socket of a receive or poll arrives just before its cancel.
+    fn rush(&mut self, target: u64) {
+        let Some(InFlight { token, operation: Some(operation), .. }) = self.in_flight.get(&target)
+        else {
+            return;
+        };
+        let (Operation::Recv { side } | Operation::Poll { side }) = *operation else {
+            return;
+        };
+        let link = self.link_of(*token, side);
+        self.world.rush(link);
+        self.retry_link(link);
     }
 }

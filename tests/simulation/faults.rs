@@ -16,6 +16,10 @@ pub(crate) struct Faults {
     pub(crate) late_completions: u32,
     /// A cancel is carried out late: its target may have succeeded meanwhile.
     pub(crate) late_cancels: u32,
+    /// What is under way to a socket arrives just before a cancel is carried out.
+    pub(crate) cancel_races: u32,
+    /// A poll completes although there is nothing to receive.
+    pub(crate) spurious_polls: u32,
     /// A receive finds no free buffer.
     pub(crate) no_buffers: u32,
     /// An accept finds no descriptor.
@@ -49,6 +53,8 @@ impl Faults {
             short_writes: rate([0, 100, 700]),
             late_completions: rate([0, 20, 300]),
             late_cancels: rate([0, 200, 800]),
+            cancel_races: rate([0, 200, 800]),
+            spurious_polls: rate([0, 50, 700]),
             no_buffers: rate([0, 10, 200]),
             accept_no_files: rate([0, 50, 300]),
             accept_aborted: rate([0, 0, 50]),
@@ -93,7 +99,7 @@ impl Pace {
         Self {
             read_max: random.pick(&sizes),
             write_max: random.pick(&sizes),
-            pause_micros: random.pick(&[10, 200, 3000]),
+            pause_micros: random.pick(&[10, 200, 3000, 3000, 50_000]),
         }
     }
 

@@ -184,6 +184,36 @@ fn a_reset_by_the_client_ends_a_waiting_receive() {
 }
 
 #[test]
+fn a_poll_takes_nothing_and_waits_for_bytes_ends_and_errors() {
+    let mut io = accepted(Faults::none(), http());
+    let side = Side::Client;
+    for _ in 0..2 {
+        let polled = run(&mut io, Kind::PollClient, Operation::Poll { side });
+        assert!(polled.result.is_ok());
+    }
+    while recv(&mut io).unwrap().last() != Some(&b'\n') {}
+    io.submit(token(Kind::PollClient), Operation::Poll { side });
+    let target = Kind::PollClient;
+    io.submit(token(Kind::CancelPollClient), Operation::Cancel { target });
+    let polled = until(&mut io, Kind::PollClient);
+    assert_eq!(polled.result, Err(Errno::CANCELED));
+    if !io.in_flight.is_empty() {
+        until(&mut io, Kind::CancelPollClient);
+    }
+    close(io);
+
+    let mut plan = http();
+    plan.client.misbehaves = Some((0, Misbehaviour::Reset));
+    let mut io = accepted(Faults::none(), plan);
+    for _ in 0..2 {
+        let polled = run(&mut io, Kind::PollClient, Operation::Poll { side });
+        assert!(polled.result.is_ok());
+    }
+    assert_eq!(recv(&mut io), Err(Errno::CONNECTION_RESET));
+    close(io);
+}
+
+#[test]
 fn an_accept_without_descriptors_leaves_the_client_in_the_queue() {
     let faults = Faults { accept_no_files: 1000, ..Faults::none() };
     let mut io = kernel(faults, http());

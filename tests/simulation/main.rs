@@ -81,6 +81,7 @@ impl Reached {
             *self.0.entry(limit.label()).or_default() += counters.limits.of(*limit).get();
         }
         *self.0.entry("connect_retries").or_default() += counters.connect_retries.get();
+        *self.0.entry("rests").or_default() += counters.rests.get();
         for kind in [ResumptionKind::Ticket, ResumptionKind::Psk] {
             let resumed = counters.resumptions(kind).of(ResumptionResult::Resumed).get();
             *self.0.entry(kind.label()).or_default() += resumed;
@@ -112,6 +113,7 @@ impl Reached {
             "kernel_files",
             "receive_buffers",
             "connect_retries",
+            "rests",
             "ticket",
             "psk",
         ] {

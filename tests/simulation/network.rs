@@ -164,6 +164,13 @@ impl Link {
         }
     }
 
+    /// Whether a read would find anything: bytes, the end or an error.
+    pub(crate) fn is_readable(&mut self, end: End) -> bool {
+        let dead = self.socket(end).dead;
+        let pipe = self.inbound(end);
+        dead || pipe.fin_arrived || !pipe.readable.is_empty()
+    }
+
     /// Sends the end of the stream behind what was written.
     pub(crate) fn shutdown(&mut self, end: End) {
         let dead = self.socket(end).dead;
@@ -210,7 +217,8 @@ impl Link {
         std::mem::take(&mut self.inbound(end).launched)
     }
 
-    /// The oldest segment on its way to `end` arrives. Returns false when a reset had taken it.
+    /// The oldest segment on its way to `end` arrives. Returns false when there is none: a reset
+    /// had taken it, or it was rushed.
     pub(crate) fn arrive(&mut self, end: End, random: &mut Random) -> bool {
         let (dead, closed) = (self.socket(end).dead, self.socket(end).closed);
         let pipe = self.inbound(end);

@@ -74,6 +74,7 @@ impl Setting {
                 handshake: Duration::from_secs(30),
                 connect: Duration::from_secs(3),
                 idle: Duration::from_secs(60),
+                rest: Duration::from_secs(1),
                 half_closed: Duration::from_secs(20),
                 drain: Duration::from_secs(30),
             },
@@ -103,6 +104,7 @@ impl Setting {
         let timeout = random.pick(&[0, 1_000, 60_000_000]);
         command(&mut random, 200, Sent::Drain(Duration::from_micros(timeout)));
         command(&mut random, 50, Sent::Stop);
+        let rest = Duration::from_millis(random.pick(&[0, 5, 20, 1000]));
         Self {
             seed,
             faults,
@@ -112,7 +114,7 @@ impl Setting {
             proxy: random.pick(&[None, None, Some(ProxyVersion::V1), Some(ProxyVersion::V2)]),
             commands,
             client_hello_bytes: random.pick(&[100, 16 * 1024, 16 * 1024, 16 * 1024, 16 * 1024]),
-            ..Self::of(Vec::new())
+            timeouts: Timeouts { rest, ..Self::of(Vec::new()).timeouts },
         }
     }
 

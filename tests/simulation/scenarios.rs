@@ -139,11 +139,52 @@ fn a_client_hello_above_the_limit_is_refused_even_in_pieces() {
 fn an_idle_connection_ends_after_its_timeout() {
     let mut plan = Plan::echo(1000);
     plan.client.end = ClientEnd::Never;
-    let (talk, record, _) = one(plan);
+    let (talk, record, outcome) = one(plan);
     assert_eq!(record.reason, CloseReason::IdleTimeout);
     assert_eq!(record.outbound_bytes, 1000);
     assert_eq!(talk.client.got, 1000);
     assert!((60..=62).contains(&seconds(record.total_nanos)));
+    assert_eq!(outcome.counters.rests.get(), 1);
+}
+
+/// Pauses between bytes that are longer than `timeouts.rest`.
+const SLOW: Pace = Pace { read_max: 2000, write_max: 2000, pause_micros: 6_000_000 };
+
+#[test]
+fn whoever_speaks_after_a_rest_is_heard() {
+    for (client, server) in [(SLOW, Pace::FAST), (Pace::FAST, SLOW), (SLOW, SLOW)] {
+        let mut plan = Plan::echo(10_000);
+        plan.client.pace = client;
+        plan.server.pace = server;
+        let (talk, record, outcome) = one(plan);
+        assert_eq!(record.reason, CloseReason::Finished);
+        assert_eq!(talk.client.got, 10_000);
+        assert!(outcome.counters.rests.get() >= 5, "it had no rest");
+    }
+}
+
+#[test]
+fn a_reset_reaches_a_connection_at_rest() {
+    let mut plan = Plan::echo(1000);
+    plan.client.end = ClientEnd::Never;
+    plan.server.pace.pause_micros = 20_000_000;
+    plan.server.misbehaves = Some((2000, Misbehaviour::Reset));
+    let (talk, record, outcome) = one(plan);
+    assert_eq!(record.reason, CloseReason::ServerReset);
+    assert!(talk.client.saw_failure && !talk.client.saw_end);
+    assert!(outcome.counters.rests.get() >= 1, "it had no rest");
+}
+
+#[test]
+fn wake_ups_for_nothing_do_not_put_the_idle_timeout_off() {
+    let mut plan = Plan::echo(1000);
+    plan.client.end = ClientEnd::Never;
+    let mut setting = Setting::of(vec![plan]);
+    setting.faults.spurious_polls = 1000;
+    let (_, record, outcome) = one_of(&setting);
+    assert_eq!(record.reason, CloseReason::IdleTimeout);
+    assert!((60..=62).contains(&seconds(record.total_nanos)));
+    assert!(outcome.counters.rests.get() >= 50, "it was woken each time");
 }
 
 #[test]

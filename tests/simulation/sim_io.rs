@@ -215,8 +215,8 @@ impl SimIo {
         }
         let generation = socket.generation;
         let kinds = match side {
-            Side::Client => [Kind::RecvClient, Kind::SendClient],
-            Side::Server => [Kind::RecvServer, Kind::SendServer],
+            Side::Client => [Kind::RecvClient, Kind::PollClient, Kind::SendClient],
+            Side::Server => [Kind::RecvServer, Kind::PollServer, Kind::SendServer],
         };
         for kind in kinds {
             self.attempt(Token::new(slot, generation, kind).pack());

@@ -202,6 +202,11 @@ impl World {
         }
     }
 
+    /// Every segment under way to our end of the link arrives now.
+    pub(crate) fn rush(&mut self, link: usize) {
+        self.with_link(link, |link, random| while link.arrive(End::Ours, random) {});
+    }
+
     /// Lets the peer act if its time has come.
     pub(crate) fn peer_turn(&mut self, link: usize) {
         let now = self.now;

@@ -275,8 +275,9 @@ fn every_key_is_read() {
         [tls]\nversions = [\"1.3\"]\ncipher_suites = [\"TLS_AES_256_GCM_SHA384\"]\n\
         groups = [\"P-256\"]\nrecord_layer = \"rustls\"\n\
         [limits]\nconnections_per_worker = 9\nclient_hello_bytes = \"4KiB\"\n\
-        [timeouts]\nhandshake = \"1s\"\nconnect = \"2s\"\nidle = \"3s\"\nhalf_closed = \"4s\"\n\
-        drain = \"0s\"\n[admin]\nbind = \"127.0.0.1:9443\"\n[access_log]\npath = \"-\"\n\
+        [timeouts]\nhandshake = \"1s\"\nconnect = \"2s\"\nidle = \"3s\"\n\
+        rest = \"20ms\"\nhalf_closed = \"4s\"\ndrain = \"0s\"\n\
+        [admin]\nbind = \"127.0.0.1:9443\"\n[access_log]\npath = \"-\"\n\
         [log]\nlevel = \"debug\"\n";
     let config = parse(&text).expect("valid");
     assert_eq!(config.workers, Workers { count: Some(2), cpus: Some(vec![2, 3]) });
@@ -300,6 +301,7 @@ fn every_key_is_read() {
             handshake: seconds(1),
             connect: seconds(2),
             idle: seconds(3),
+            rest: Duration::from_millis(20),
             half_closed: seconds(4),
             drain: seconds(0)
         }
@@ -373,6 +375,7 @@ fn example_file_documents_every_key() {
         "handshake",
         "connect",
         "idle",
+        "rest",
         "half_closed",
         "drain",
         "path",

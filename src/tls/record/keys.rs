@@ -182,7 +182,7 @@ impl Keys {
         self.next
     }
 
-    #[cfg(test)]
+    /// Whether there is no cipher's state.
     pub(super) fn is_resting(&self) -> bool {
         self.context.is_none()
     }

@@ -114,6 +114,11 @@ impl Records {
         self.outbound.rest();
     }
 
+    /// Neither direction has a cipher's state.
+    pub(super) fn is_resting(&self) -> bool {
+        self.inbound.is_resting() && self.outbound.is_resting()
+    }
+
     /// The client's `close_notify` has arrived.
     pub(super) fn client_closed(&self) -> bool {
         self.client_closed

@@ -1,0 +1,114 @@
+//! Connections that wait: what they give back, and that nothing is lost when they go on.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::support::SOON;
+use crate::support::backend::Backend;
+use crate::support::client;
+use crate::support::server::{Server, Setup};
+
+const IDLE: &str = "portcullis_connections{state=\"idle\"}";
+
+fn resting(setup: Setup) -> Server {
+    setup.tables("[timeouts]\nrest = \"30ms\"").start()
+}
+
+#[test]
+fn whoever_speaks_first_after_a_rest_is_heard() {
+    let server = resting(Setup::new(Backend::new(|mut stream| {
+        let mut request = [0; 3];
+        while stream.read_exact(&mut request).is_ok() {
+            stream.write_all(&request).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            stream.write_all(b"!").unwrap();
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+    })));
+    let mut tls = client::connect(server.address);
+    for _ in 0..3 {
+        server.wait_metric(IDLE, 1.0);
+        client::echo(&mut tls, b"hi?");
+        // By now both sides rest, and the server speaks.
+        let mut more = [0];
+        tls.read_exact(&mut more).unwrap();
+        assert_eq!(more, *b"!");
+    }
+    client::finish(tls);
+    server.wait_closed("finished", 1);
+    server.wait_idle();
+    assert!(server.metrics().get("portcullis_connection_rests_total") >= 4.0);
+}
+
+#[test]
+fn large_answers_follow_a_rest_without_a_byte_lost() {
+    let server = resting(Setup::new(Backend::echo()));
+    let mut clients: Vec<_> = (0..8).map(|_| client::connect(server.address)).collect();
+    for round in 0..4_u8 {
+        server.wait_metric(IDLE, 8.0);
+        for tls in &mut clients {
+            client::echo(tls, &vec![round; 60_000]);
+        }
+    }
+    clients.into_iter().for_each(client::finish);
+    server.wait_closed("finished", 8);
+}
+
+/// The timer and the next byte come at the same time, again and again.
+#[test]
+fn a_byte_that_meets_the_timer_is_not_lost() {
+    let server = Setup::new(Backend::echo()).tables("[timeouts]\nrest = \"10ms\"").start();
+    let mut clients: Vec<_> = (0..20).map(|_| client::connect(server.address)).collect();
+    for round in 0..20 {
+        // Ticks of the server's timers have 8 ms.
+        std::thread::sleep(Duration::from_micros(9_500 + 500 * round));
+        for tls in &mut clients {
+            client::echo(tls, b"just then");
+        }
+    }
+    clients.into_iter().for_each(client::finish);
+    server.wait_closed("finished", 20);
+}
+
+#[test]
+fn ends_and_resets_reach_a_connection_at_rest() {
+    let (sender, ended) = mpsc::channel();
+    let server = resting(Setup::new(Backend::new(move |mut stream| {
+        sender.send(stream.read(&mut [0; 9]).map_err(|error| error.kind())).unwrap();
+    })));
+    let at_rest = || {
+        let tls = client::connect(server.address);
+        server.wait_metric(IDLE, 1.0);
+        tls
+    };
+    let tls = at_rest();
+    client::reset_at_close(&tls.sock);
+    drop(tls);
+    server.wait_closed("client_reset", 1);
+    assert_eq!(ended.recv_timeout(SOON).unwrap(), Err(ErrorKind::ConnectionReset));
+
+    let tls = at_rest();
+    tls.sock.shutdown(Shutdown::Write).unwrap();
+    server.wait_closed("client_truncated", 1);
+    assert_eq!(ended.recv_timeout(SOON).unwrap(), Err(ErrorKind::ConnectionReset));
+
+    client::finish(at_rest());
+    server.wait_closed("finished", 1);
+    assert_eq!(ended.recv_timeout(SOON).unwrap(), Ok(0));
+}
+
+#[test]
+fn a_rest_does_not_put_the_idle_timeout_off() {
+    let server =
+        Setup::new(Backend::echo()).tables("[timeouts]\nrest = \"20ms\"\nidle = \"600ms\"").start();
+    let mut tls = client::connect(server.address);
+    client::echo(&mut tls, b"hello");
+    let began = std::time::Instant::now();
+    server.wait_metric(IDLE, 1.0);
+    assert!(tls.read(&mut [0]).is_err());
+    let took = began.elapsed();
+    assert!((Duration::from_millis(400)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    server.wait_closed("idle_timeout", 1);
+}
