@@ -30,7 +30,7 @@ use portcullis::tls::resumption::Binding;
 use portcullis::tls::resumption::bridge::Beginnings;
 use portcullis::tls::resumption::ratchet::Ratchet;
 use portcullis::tls::resumption::ticket::Keys;
-use portcullis::tls::session::{Session, Sinks};
+use portcullis::tls::session::{self, Session, Sinks};
 use portcullis::tls::terms::Terms;
 use portcullis::worker::snapshot::{Listener, Snapshot};
 use portcullis::worker::timers::Timers;
@@ -120,8 +120,7 @@ impl Identity {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_no_client_auth()
             .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())?;
-        // What chooses our own record layer.
-        config.enable_secret_extraction = true;
+        session::use_own_records(&mut config);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }

@@ -178,7 +178,7 @@ pub(super) struct Engine<I: Io> {
     tallies: [Tally; WINDOWS],
     completions: Vec<Completion>,
     operations: Vec<(Kind, Operation)>,
-    expired: Vec<(u32, u32)>,
+    expired: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -229,7 +229,7 @@ impl<I: Io> Engine<I> {
             clients: std::iter::repeat_with(Client::new).take(count).collect(),
             offers,
             deadlines: vec![Deadline::default(); count],
-            timers: Timers::with_capacity(count),
+            timers: Timers::with_capacity(task.clients),
             ready: if returns { (0..task.clients).collect() } else { VecDeque::new() },
             resting: VecDeque::new(),
             backlog: VecDeque::new(),
@@ -542,14 +542,14 @@ impl<I: Io> Engine<I> {
             && deadline.timer.is_none_or(|timer| timer > at)
         {
             deadline.timer = Some(at);
-            self.timers.insert(slot, 0, at);
+            self.timers.set(slot, at);
         }
     }
 
     fn fire_timers(&mut self) {
         let mut expired = std::mem::take(&mut self.expired);
         self.timers.expire(self.now, &mut expired);
-        for (slot, _) in expired.drain(..) {
+        for slot in expired.drain(..) {
             let Some(deadline) = self.deadlines.get_mut(slot as usize) else {
                 continue;
             };

@@ -14,7 +14,7 @@ use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConf
 
 use super::client_auth::ClientCertificate;
 use super::failure::Failure;
-use super::record::{self, Records};
+use super::record::{self, Records, Secrets};
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
 use crate::limits::{
@@ -42,10 +42,18 @@ enum Layer {
         lean: bool,
         /// Bytes of whole records that rustls has been shown and wants to see again.
         shown: usize,
+        /// What our own record layer will derive its next keys from.
+        secrets: Option<Secrets>,
     },
     Lean(Records),
     /// Our own record layer could not take over.
     None,
+}
+
+/// Lets our own record layer take over from rustls in the sessions of a configuration.
+pub fn use_own_records(config: &mut ServerConfig) {
+    config.enable_secret_extraction = true;
+    config.key_log = Arc::new(record::Listener);
 }
 
 /// What a handshake has agreed on.
@@ -83,7 +91,7 @@ impl Session {
     pub fn new(config: Arc<ServerConfig>) -> Result<Self, Failure> {
         let lean = config.enable_secret_extraction;
         let tls = UnbufferedServerConnection::new(config).map_err(|error| Failure::from(&error))?;
-        let layer = Layer::Rustls { tls: Box::new(tls), lean, shown: 0 };
+        let layer = Layer::Rustls { tls: Box::new(tls), lean, shown: 0, secrets: None };
         Ok(Self { layer, agreed: None, partial: Vec::new(), client_closed: false })
     }
 
@@ -174,8 +182,8 @@ impl Session {
     fn process(&mut self, bytes: &mut [u8], sinks: &mut Sinks<'_>) -> Result<usize, Failure> {
         let mut used = 0;
         loop {
-            let (tls, lean, shown) = match &mut self.layer {
-                Layer::Rustls { tls, lean, shown } => (tls, *lean, shown),
+            let (tls, lean, shown, secrets) = match &mut self.layer {
+                Layer::Rustls { tls, lean, shown, secrets } => (tls, *lean, shown, secrets),
                 Layer::Lean(records) => {
                     used += records.open(bytes.get(used..).unwrap_or_default(), sinks)?;
                     self.client_closed = records.client_closed();
@@ -188,7 +196,11 @@ impl Session {
             let next = record::length(unseen).filter(|length| lean && *length <= unseen.len());
             let end = next.map_or(bytes.len(), |length| *shown + length);
             let rest = bytes.get_mut(used..end).unwrap_or_default();
-            let UnbufferedStatus { discard, state } = tls.process_tls_records(rest);
+            let (UnbufferedStatus { discard, state }, told) =
+                record::listen(|| tls.process_tls_records(rest));
+            if told.is_some() {
+                *secrets = told;
+            }
             let mut waits = false;
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
@@ -233,9 +245,10 @@ impl Session {
 
     /// Our own record layer takes over from rustls.
     fn take_over(&mut self) -> Result<(), Failure> {
-        if let Layer::Rustls { tls, .. } = std::mem::replace(&mut self.layer, Layer::None) {
+        let layer = std::mem::replace(&mut self.layer, Layer::None);
+        if let Layer::Rustls { tls, secrets, .. } = layer {
             self.agreed = Some(Box::new(Agreed::by(&tls)));
-            self.layer = Layer::Lean(Records::take_over(*tls)?);
+            self.layer = Layer::Lean(Records::take_over(*tls, secrets)?);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use rustls::server::NoServerSessionStorage;
 use super::client_auth::ClientAuthPolicy;
 use super::resolver::{NameTwice, NamedCertificate, Resolver};
 use super::resumption::bridge::Bridge;
+use super::session;
 use crate::config::{Listener, RecordLayer, Resumption, ResumptionMode, Tls, TlsVersion};
 
 /// What one listener offers to its clients.
@@ -72,8 +73,9 @@ impl Terms {
         config.alpn_protocols = listener.alpn.iter().map(|name| name.clone().into()).collect();
         // The order of suites was chosen for this CPU.
         config.ignore_client_order = true;
-        // Our own record layer takes the secrets over; a session asks this flag which one it has.
-        config.enable_secret_extraction = tls.record_layer == RecordLayer::Lean;
+        if tls.record_layer == RecordLayer::Lean {
+            session::use_own_records(&mut config);
+        }
         // Resumption never skips the key exchange, and no data comes before the handshake is done.
         config.max_early_data_size = 0;
         let bridge = Arc::new(Bridge::new(&listener.name, client_auth.fingerprint()));

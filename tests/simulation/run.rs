@@ -266,7 +266,9 @@ fn server_config(lean: bool) -> Arc<rustls::ServerConfig> {
     config.ticketer = Arc::clone(&bridge) as _;
     config.session_storage = Arc::clone(&bridge) as _;
     config.time_provider = bridge;
-    config.enable_secret_extraction = lean;
+    if lean {
+        portcullis::tls::session::use_own_records(&mut config);
+    }
     Arc::new(config)
 }
 

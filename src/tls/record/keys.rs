@@ -7,10 +7,13 @@ use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
 use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::hkdf::{self, HKDF_SHA256, HKDF_SHA384};
 use rustls::ConnectionTrafficSecrets;
 use rustls::crypto::cipher::{self, AeadKey, Iv};
+use zeroize::Zeroizing;
 
 use super::frame::{HEADER_BYTES, Header};
+use super::schedule::Secret;
 use crate::limits::{AES_GCM_RECORDS_MAX, CHACHA20_RECORDS_MAX};
 
 const TAG_BYTES: usize = 16;
@@ -31,6 +34,14 @@ impl Cipher {
             Self::Aes128Gcm => &AES_128_GCM,
             Self::Aes256Gcm => &AES_256_GCM,
             Self::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+        }
+    }
+
+    /// The hash of its TLS 1.3 suite (RFC 8446 appendix B.4).
+    fn hash(self) -> hkdf::Algorithm {
+        match self {
+            Self::Aes128Gcm | Self::ChaCha20Poly1305 => HKDF_SHA256,
+            Self::Aes256Gcm => HKDF_SHA384,
         }
     }
 }
@@ -62,6 +73,22 @@ impl Keys {
             _ => return None,
         };
         Some(Self { key, iv, cipher, tls13, next, context: None })
+    }
+
+    /// Goes on with the keys that follow, after a `KeyUpdate` (RFC 8446 section 7.2).
+    ///
+    /// # Errors
+    /// None that the library has ever had.
+    pub(super) fn update(&mut self, secret: &mut Secret) -> Result<(), Unspecified> {
+        let hash = self.cipher.hash();
+        *secret = secret.next(hash)?;
+        let (mut key, mut iv) = (Zeroizing::new([0; 32]), [0; NONCE_BYTES]);
+        let key_len = self.cipher.algorithm().key_len();
+        secret.expand(hash, b"key", key.get_mut(..key_len).ok_or(Unspecified)?)?;
+        secret.expand(hash, b"iv", &mut iv)?;
+        (self.key, self.iv) = (AeadKey::from(*key), Iv::from(iv));
+        (self.next, self.context) = (0, None);
+        Ok(())
     }
 
     /// Gives the cipher's state back.

@@ -2,18 +2,17 @@
 //! opened from where the kernel put them straight into the queue they leave by, and sealed the same
 //! way, without a copy and without an allocation.
 //!
-//! rustls has agreed on the keys and goes on to derive those that follow them
-//! (`KeyUpdate`).
+//! rustls has agreed on the keys; those that follow them (`KeyUpdate`) are ours to derive.
 
 mod client;
 mod frame;
 mod keys;
 mod message;
+mod schedule;
 
 use aws_lc_rs::error::Unspecified;
 use rustls::AlertDescription;
-use rustls::kernel::KernelConnection;
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::server::UnbufferedServerConnection;
 
 use self::frame::Record;
 use self::keys::Keys;
@@ -30,6 +29,7 @@ use crate::telemetry::labels::HandshakeOutcome;
 
 pub(super) use self::client::ClientRecords;
 pub(super) use self::frame::{HEADER_BYTES, is_tls, length};
+pub(super) use self::schedule::{Listener, Secrets, listen};
 
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
@@ -38,8 +38,8 @@ const FATAL: u8 = 2;
 pub(super) struct Records {
     inbound: Keys,
     outbound: Keys,
-    /// Derives the keys that follow; TLS 1.2 has none.
-    updates: Option<Box<KernelConnection<ServerConnectionData>>>,
+    /// What the keys that follow come from; TLS 1.2 has none.
+    secrets: Option<Secrets>,
     message: Message,
     /// The client has asked us to change our keys; its answer goes before our next data.
     update_due: bool,
@@ -84,20 +84,26 @@ enum News {
 }
 
 impl Records {
-    /// Takes over from `tls`, which has completed its handshake and given out all that it had to
-    /// send.
+    /// Takes over from `tls`, which has completed its handshake, told `secrets` if they are of TLS
+    /// 1.3, and given out all that it had to send.
     ///
     /// # Errors
     /// When its configuration keeps secrets in, or the cipher is none of ours.
-    pub(super) fn take_over(tls: UnbufferedServerConnection) -> Result<Self, Failure> {
+    pub(super) fn take_over(
+        tls: UnbufferedServerConnection,
+        secrets: Option<Secrets>,
+    ) -> Result<Self, Failure> {
         let internal = Failure::Handshake(HandshakeOutcome::InternalError);
-        let (secrets, kernel) =
+        let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
+        if tls13 != secrets.is_some() {
+            return Err(internal);
+        }
+        let (keys, _key_schedule) =
             tls.dangerous_into_kernel_connection().map_err(|error| Failure::from(&error))?;
-        let tls13 = kernel.protocol_version() == rustls::ProtocolVersion::TLSv1_3;
         Ok(Self {
-            inbound: Keys::new(secrets.rx, tls13).ok_or(internal)?,
-            outbound: Keys::new(secrets.tx, tls13).ok_or(internal)?,
-            updates: tls13.then(|| Box::new(kernel)),
+            inbound: Keys::new(keys.rx, tls13).ok_or(internal)?,
+            outbound: Keys::new(keys.tx, tls13).ok_or(internal)?,
+            secrets,
             message: Message::default(),
             update_due: false,
             client_closed: false,
@@ -242,9 +248,8 @@ impl Records {
                 // Answered by our next data and once only, however often it asks: a client that
                 // does not read cannot fill our memory with answers.
                 self.update_due |= ours_too;
-                let updates = self.updates.as_mut().ok_or(Fault::INTERNAL)?;
-                let secrets = updates.update_rx_secret().map_err(|_| Fault::INTERNAL)?;
-                self.inbound = Keys::new(secrets, true).ok_or(Fault::INTERNAL)?;
+                let secrets = self.secrets.as_mut().ok_or(Fault::INTERNAL)?;
+                self.inbound.update(&mut secrets.client).map_err(|_| Fault::INTERNAL)?;
             }
             Asks::Renegotiation => {
                 self.renegotiations += 1;
@@ -285,9 +290,8 @@ impl Records {
             return Err(Failure::CannotSend);
         }
         self.write(frame::HANDSHAKE, &OUR_KEY_UPDATE, records, pool)?;
-        let updates = self.updates.as_mut().ok_or(Failure::CannotSend)?;
-        let secrets = updates.update_tx_secret().map_err(|error| Failure::from(&error))?;
-        self.outbound = Keys::new(secrets, true).ok_or(Failure::CannotSend)?;
+        let secrets = self.secrets.as_mut().ok_or(Failure::CannotSend)?;
+        self.outbound.update(&mut secrets.server).map_err(|_| Failure::CannotSend)?;
         self.update_due = false;
         Ok(())
     }
@@ -325,7 +329,7 @@ impl Records {
     }
 
     fn is_tls13(&self) -> bool {
-        self.updates.is_some()
+        self.secrets.is_some()
     }
 }
 

@@ -326,10 +326,9 @@ fn a_session_at_rest_holds_keys_and_counters_only() {
         ("record layer", size_of::<Records>()),
         ("session", size_of::<Session>()),
     ];
-    let kernel = size_of::<KernelConnection<ServerConnectionData>>();
-    println!("{sizes:?}; in TLS 1.3 rustls's key schedule, {kernel}, and its state");
+    println!("{sizes:?}");
     assert!(size_of::<Keys>() <= 96);
-    assert!(size_of::<Session>() <= 288);
+    assert!(size_of::<Session>() <= 352);
 }
 
 fn known_keys(key: [u8; 16], iv: [u8; 12], next: u64) -> Keys {

@@ -14,7 +14,7 @@ use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
 use crate::limits::RECORD_OVERHEAD_BYTES_MAX;
 use crate::tls::failure::Failure;
-use crate::tls::session::{Session, Sinks};
+use crate::tls::session::{self, Session, Sinks};
 
 pub(super) const SUITES: [CipherSuite; 6] = [
     CipherSuite::TLS13_AES_128_GCM_SHA256,
@@ -81,7 +81,9 @@ pub(super) fn configs(suite: CipherSuite, tickets: usize) -> Configs {
             .with_no_client_auth()
             .with_single_cert(vec![der.clone()], key)
             .unwrap();
-        config.enable_secret_extraction = lean;
+        if lean {
+            session::use_own_records(&mut config);
+        }
         config.send_tls13_tickets = tickets;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Arc::new(config)
