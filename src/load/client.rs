@@ -76,6 +76,8 @@ pub(super) struct Client {
     answer: Answer,
     /// A ticket of TLS 1.3 is waited for, besides the answer: how many there were before.
     ticket_behind: Option<u64>,
+    /// Waits with a poll, which costs the kernel less than a receive.
+    resting: bool,
     /// The connection was lost, or never came to be.
     failed: bool,
     /// When the operation was due.
@@ -96,6 +98,7 @@ impl Client {
             unasked: 0,
             answer: Answer::Complete,
             ticket_behind: None,
+            resting: false,
             failed: false,
             due: Time::default(),
             begun: Time::default(),
@@ -135,12 +138,24 @@ impl Client {
         self.go_on(cx);
     }
 
-    /// Gives back what an idle connection needs only while bytes flow.
-    pub(super) fn rest(&mut self) {
+    /// Gives back what an idle connection needs only while bytes flow, and exchanges its receive
+    /// for a poll.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        self.resting = true;
         if let Some(session) = &mut self.session {
             session.rest();
         }
         self.outbound.rest();
+        let (target, cancel) = (Kind::RecvServer, Kind::CancelRecvServer);
+        if self.in_flight.has(target) && !self.in_flight.has(cancel) {
+            self.submit(cancel, Operation::Cancel { target }, cx);
+        }
+        self.go_on(cx);
+    }
+
+    /// Whether it has come to rest, and nothing has been heard since.
+    pub(super) fn is_resting(&self) -> bool {
+        self.resting
     }
 
     /// Ends an idle connection in order.
@@ -171,10 +186,11 @@ impl Client {
         self.go_on(cx);
     }
 
-    /// The operation has taken too long.
+    /// The operation has taken too long; or an idle connection has waited long enough to rest.
     pub(super) fn time_out(&mut self, cx: &mut Context<'_>) {
         let reason = match self.phase {
-            Phase::Free | Phase::Idle | Phase::Ending => return,
+            Phase::Free | Phase::Ending => return,
+            Phase::Idle => return self.rest(cx),
             Phase::Connecting => Reason::ConnectTimeout,
             Phase::Handshaking => Reason::HandshakeTimeout,
             Phase::Asking if self.answer.is_complete() && self.unasked == 0 => Reason::NoTicket,
@@ -206,6 +222,8 @@ impl Client {
         match (kind, delivery) {
             (Kind::Connect, _) => self.connected(offer, result, cx),
             (Kind::RecvServer, Delivery::Received(bytes)) => self.received(offer, bytes, cx),
+            // Whatever it has found, a receive tells what it is.
+            (Kind::PollServer, _) => self.resting &= result == Err(Errno::CANCELED),
             (Kind::RecvServer, _) => self.receive_ended(result, cx),
             (Kind::SendServer, Delivery::Sent(buffer)) => self.sent(buffer, result, cx),
             (Kind::CloseServer, _) => {
@@ -270,12 +288,6 @@ impl Client {
             && offer.tickets() > before
         {
             self.ticket_behind = None;
-        }
-        if self.phase == Phase::Idle
-            && let Some(session) = &mut self.session
-        {
-            // Tickets, which come behind the handshake and are the last for a while.
-            session.rest();
         }
         // While closing the end of the stream follows, which ends the receive as well.
         if server_closed && self.phase != Phase::Closing {
@@ -377,9 +389,13 @@ impl Client {
         }
         if self.phase == Phase::Ending {
             // A receive that the server's end has not ended, because `close_notify` came first.
-            let recv = Kind::RecvServer;
-            if self.in_flight.has(recv) && !self.in_flight.has(Kind::CancelRecvServer) {
-                self.submit(Kind::CancelRecvServer, Operation::Cancel { target: recv }, cx);
+            for (target, cancel) in [
+                (Kind::RecvServer, Kind::CancelRecvServer),
+                (Kind::PollServer, Kind::CancelPollServer),
+            ] {
+                if self.in_flight.has(target) && !self.in_flight.has(cancel) {
+                    self.submit(cancel, Operation::Cancel { target }, cx);
+                }
             }
             if self.in_flight.is_empty() {
                 self.outbound.discard(cx.pool);
@@ -442,8 +458,15 @@ impl Client {
     fn receive(&mut self, cx: &mut Context<'_>) {
         let wanted =
             matches!(self.phase, Phase::Handshaking | Phase::Idle | Phase::Asking | Phase::Closing);
-        if wanted && !self.in_flight.has(Kind::RecvServer) {
-            self.submit(Kind::RecvServer, Operation::Recv { side: Side::Server }, cx);
+        let waits = self.in_flight.has(Kind::RecvServer) || self.in_flight.has(Kind::PollServer);
+        if !wanted || waits {
+            return;
+        }
+        let side = Side::Server;
+        if self.resting {
+            self.submit(Kind::PollServer, Operation::Poll { side }, cx);
+        } else {
+            self.submit(Kind::RecvServer, Operation::Recv { side }, cx);
         }
     }
 

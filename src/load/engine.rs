@@ -18,6 +18,8 @@ use crate::worker::timers::Timers;
 
 /// After a failure a client waits so long, so that a server that is down costs little.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// A held connection that has been idle for so long gives back what it can: its tickets have come.
+const REST_AFTER: Duration = Duration::from_millis(500);
 /// Operations that are due and find every client busy: more than these are counted, not kept.
 const BACKLOG_MAX: usize = 1 << 20;
 /// What is open at the end has so long to end in order.
@@ -473,6 +475,10 @@ impl<I: Io> Engine<I> {
         for (kind, operation) in self.operations.drain(..) {
             self.io.submit(Token::new(slot, generation, kind), operation);
         }
+        let rests_later = self.task.holds && now_in == Phase::Idle && !client.is_resting();
+        if rests_later {
+            self.set_deadline(slot, Some(self.now + REST_AFTER));
+        }
         if now_in == before {
             return;
         }
@@ -490,15 +496,12 @@ impl<I: Io> Engine<I> {
                 self.freed(slot, failed);
             }
             Phase::Idle => {
-                self.set_deadline(slot, None);
+                if !rests_later {
+                    self.set_deadline(slot, None);
+                }
                 if self.seen == Stage::End {
                     self.with_client(slot, Client::close);
                 } else {
-                    if self.task.holds
-                        && let Some(client) = self.clients.get_mut(slot as usize)
-                    {
-                        client.rest();
-                    }
                     self.ready.push_back(slot);
                 }
             }

@@ -125,7 +125,7 @@ fn held_connections_are_sampled_and_the_lost_are_told() {
     let found = json("hold", server.address, &options);
     assert_eq!(count(&found, "/open"), 300);
     let sampled = count(&found, "/measured/operations");
-    assert!((500..=700).contains(&sampled), "{found:#}");
+    assert!((200..=700).contains(&sampled), "{found:#}");
     assert_eq!(count(&found, "/memory/connections"), 300);
     assert!(found["measured"]["server"]["cpu_seconds"].as_f64().unwrap() > 0.0);
     let memory = count(&found, "/memory/server_with");
