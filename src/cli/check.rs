@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::unistd::AccessFlags;
 
 use crate::config::{
-    Backend, Config, ConfigError, ProxyVersion, Resumption, ResumptionMode, Server, ServerAddress,
-    show_duration,
+    Backend, Config, ConfigError, Connect, ProxyVersion, Resumption, ResumptionMode, Server,
+    ServerAddress, show_duration,
 };
 use crate::control::capacity::{
     self, CapacityError, DESCRIPTORS_RESERVED, RING_DESCRIPTORS_MAX, Shape,
@@ -192,7 +192,11 @@ fn backend_section(report: &mut Report, config: &Config) {
             Some(ProxyVersion::V2) => ", with a PROXY protocol v2 header",
         };
         let turns = if backend.servers.len() > 1 { ", in turn" } else { "" };
-        report.line(&format!("{}{turns}{proxy}", backend.name));
+        let when = match backend.connect {
+            Connect::Eager => "",
+            Connect::OnFirstByte => ", connected on a client's first byte",
+        };
+        report.line(&format!("{}{turns}{when}{proxy}", backend.name));
         for server in &backend.servers {
             server_line(report, backend, server);
         }

@@ -272,6 +272,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
                 address_at: at("address"),
             }],
             // So that the origin can tell who really asks.
+            connect: crate::config::defaults::CONNECT_WHEN,
             send_proxy_protocol: Some(ProxyVersion::V1),
         }],
         tls: Tls {

@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
-use super::RecordLayer;
+use super::{Connect, RecordLayer};
 
 /// `listener.backlog`, connections per worker. Covers 40 ms of a flood of 100,000 connections a
 /// second; the kernel cuts it to `net.core.somaxconn`, whose own default is 4096 too.
 pub const BACKLOG_CONNECTIONS: u32 = 4096;
+
+/// `backend.connect`. Right for every protocol; with the other a server that speaks first is never
+/// heard.
+pub const CONNECT_WHEN: Connect = Connect::Eager;
 
 /// `tls.groups`: the hybrid against recording today and decrypting later, X25519 and P-256 for
 /// speed, P-384 for clients bound to a profile. Among those that the client offers too, the

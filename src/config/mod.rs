@@ -239,8 +239,19 @@ pub struct Backend {
     pub name: String,
     /// `[[backend.server]]`, at least one.
     pub servers: Vec<Server>,
+    /// `connect`.
+    pub connect: Connect,
     /// `send_proxy_protocol`; absent: none.
     pub send_proxy_protocol: Option<ProxyVersion>,
+}
+
+/// `connect`: when a client's server is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connect {
+    /// `"eager"`: when its handshake is complete.
+    Eager,
+    /// `"on_first_byte"`: when it has said something.
+    OnFirstByte,
 }
 
 /// `[[backend.server]]`.

@@ -7,7 +7,7 @@ use crate::tls::resumption::bridge::{self, Attempt};
 use super::close::Close;
 use super::common::Common;
 use super::context::Context;
-use super::route::Route;
+use super::first_byte::FirstByte;
 use super::{Event, Stage};
 
 /// The TLS session exists and is not established.
@@ -126,7 +126,7 @@ fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {
         common.submit(Kind::AcknowledgeClient, Operation::Acknowledge, cx);
     }
     common.flush(Side::Client, cx);
-    Route::begin(common, cx)
+    FirstByte::begin(common, cx)
 }
 
 /// In TLS 1.3 the client speaks last, and nothing of ours may follow. A client that leaves Nagle's

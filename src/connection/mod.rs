@@ -9,6 +9,8 @@
 //!                    any stage may end the journey, with a reason
 //! ```
 //!
+//! Where the backend says so, `first_byte.rs` stands between handshake and route.
+//!
 //! A stage owns what only it needs, handles one event at a time, and returns the stage that
 //! follows. What every stage needs is in [`common::Common`]. Nothing here knows a system call, a
 //! descriptor or the clock; the same code runs on the kernel's ring and on the simulator.
@@ -16,6 +18,8 @@
 // In the order of the journey.
 pub mod accept;
 pub mod handshake;
+
+pub mod first_byte;
 
 pub mod route;
 
@@ -79,6 +83,7 @@ pub enum Delivery<'a> {
 enum Stage {
     Accept(accept::Accept),
     Handshake(handshake::Handshake),
+    FirstByte(first_byte::FirstByte),
     Route(route::Route),
     Relay(relay::Relay),
     Close(close::Close),
@@ -141,9 +146,11 @@ impl Connection {
         self.stage = match stage {
             Stage::Done(reason) => Stage::Done(reason),
             Stage::Close(close) => close.hurry(&mut self.common, cx),
-            Stage::Accept(_) | Stage::Handshake(_) | Stage::Route(_) | Stage::Relay(_) => {
-                close::Close::abort(&mut self.common, reason, cx)
-            }
+            Stage::Accept(_)
+            | Stage::Handshake(_)
+            | Stage::FirstByte(_)
+            | Stage::Route(_)
+            | Stage::Relay(_) => close::Close::abort(&mut self.common, reason, cx),
         };
         self.count_state(cx);
     }
@@ -193,6 +200,7 @@ impl Connection {
         self.stage = match stage {
             Stage::Accept(stage) => stage.handle(event, common, cx),
             Stage::Handshake(stage) => stage.handle(event, common, cx),
+            Stage::FirstByte(stage) => stage.handle(event, common, cx),
             Stage::Route(stage) => stage.handle(event, common, cx),
             Stage::Relay(stage) => stage.handle(event, common, cx),
             Stage::Close(stage) => stage.handle(&event, common, cx),
@@ -205,6 +213,7 @@ impl Connection {
         match self.stage {
             Stage::Accept(_) => Some(State::ClientHello),
             Stage::Handshake(_) => Some(State::Handshake),
+            Stage::FirstByte(_) => Some(State::FirstByte),
             Stage::Route(_) => Some(State::Connect),
             Stage::Relay(_) if self.common.is_resting() => Some(State::Idle),
             Stage::Relay(_) => Some(State::Relay),

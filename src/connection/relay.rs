@@ -72,7 +72,7 @@ impl Relay {
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) => {}
             // No byte has moved, and perhaps none will.
             Event::Readable(_) => {
-                self.set_deadline(common, cx);
+                common.set_deadline_to_rest(self.ends_at(common), cx);
                 return self.pump(common, cx);
             }
             Event::Settled => return self.pump(common, cx),
@@ -83,7 +83,7 @@ impl Relay {
     /// A byte has moved: the deadline begins anew.
     fn go_on(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         self.moved_at = cx.now;
-        self.set_deadline(common, cx);
+        common.set_deadline_to_rest(self.ends_at(common), cx);
         self.pump(common, cx)
     }
 
@@ -93,23 +93,12 @@ impl Relay {
         self.moved_at + if is_half_closed(common) { timeouts.half_closed } else { timeouts.idle }
     }
 
-    /// The next thing to do, if nothing happens, is to rest, or else to end.
-    fn set_deadline(&self, common: &mut Common, cx: &Context<'_>) {
-        let rests_at = cx.now + common.snapshot.timeouts.rest;
-        common.set_deadline_at(rests_at.min(self.ends_at(common)));
-    }
-
     fn deadline(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         let ends_at = self.ends_at(common);
         if cx.now >= ends_at {
             return timed_out(common, cx);
         }
-        // Bytes that a peer does not take are not given back; when it takes one, this comes again.
-        if common.inbound.is_empty() && common.outbound.is_empty() {
-            common.rest(cx);
-            cx.counters.rests.add(1);
-        }
-        common.set_deadline_at(ends_at);
+        common.rest_until(ends_at, cx);
         self.pump(common, cx)
     }
 

@@ -81,6 +81,11 @@ impl Story {
         self.record_span(span, duration, cx);
     }
 
+    /// Begins a span now: what has been since the last mark belongs to none.
+    pub fn begin_span(&mut self, cx: &Context<'_>) {
+        self.marked_at = cx.now;
+    }
+
     fn record_span(&mut self, span: Span, duration: std::time::Duration, cx: &Context<'_>) {
         cx.counters.span(span).observe(duration);
         if let Some(slot) = self.spans.get_mut(span as usize) {

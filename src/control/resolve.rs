@@ -224,6 +224,7 @@ mod tests {
         Backend {
             name: "app".into(),
             servers: hosts.iter().map(server).collect(),
+            connect: crate::config::defaults::CONNECT_WHEN,
             send_proxy_protocol: None,
         }
     }

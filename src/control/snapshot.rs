@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::config::{Config, Connect};
 use crate::tls::terms::Terms;
 use crate::worker::snapshot::{Backend, Listener, Server, Snapshot};
 
@@ -36,6 +36,7 @@ pub fn build(config: &Config, terms: &[Arc<Terms>], addresses: &Addresses) -> Sn
                     addresses.iter().map(move |address| Server { server, address: address.clone() })
                 })
                 .collect(),
+            on_first_byte: backend.connect == Connect::OnFirstByte,
             send_proxy_protocol: backend.send_proxy_protocol,
         })
         .collect();

@@ -43,6 +43,7 @@ pub(super) fn config(directory: &Path) -> Config {
                 address: ServerAddress::Host { host: "127.0.0.1".into(), port: 1 },
                 address_at: at(),
             }],
+            connect: crate::config::defaults::CONNECT_WHEN,
             send_proxy_protocol: None,
         }],
         tls: Tls {

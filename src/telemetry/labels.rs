@@ -236,6 +236,8 @@ labels! {
         ClientHello = "client_hello",
         /// Its handshake is not complete.
         Handshake = "handshake",
+        /// The client has said nothing yet, and `connect = "on_first_byte"`.
+        FirstByte = "first_byte",
         /// Its server is not connected.
         Connect = "connect",
         /// Bytes go both ways.

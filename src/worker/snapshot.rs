@@ -64,6 +64,8 @@ pub struct Backend {
     /// One entry per address, so a server whose name resolves to three addresses stands here three
     /// times. Empty while no name resolves.
     pub servers: Vec<Server>,
+    /// Servers are connected only when a client has said something.
+    pub on_first_byte: bool,
     /// PROXY header to begin with.
     pub send_proxy_protocol: Option<ProxyVersion>,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::support::SOON;
 use crate::support::backend::Backend;
 use crate::support::client;
-use crate::support::server::{Server, Setup};
+use crate::support::server::{NAME, Server, Setup};
 
 const IDLE: &str = "portcullis_connections{state=\"idle\"}";
 
@@ -111,4 +111,89 @@ fn a_rest_does_not_put_the_idle_timeout_off() {
     let took = began.elapsed();
     assert!((Duration::from_millis(400)..Duration::from_secs(5)).contains(&took), "{took:?}");
     server.wait_closed("idle_timeout", 1);
+}
+
+const SILENT: &str = "portcullis_connections{state=\"first_byte\"}";
+
+#[test]
+fn on_first_byte_a_silent_client_costs_no_connection_to_a_server() {
+    let echo = Backend::echo();
+    let server = resting(Setup::new(&echo).on_first_byte());
+    let silent: Vec<_> = (0..5).map(|_| client::connect(server.address)).collect();
+    server.wait_metric(SILENT, 5.0);
+    // They rest by now.
+    server.wait_metric("portcullis_connection_rests_total", 5.0);
+    assert_eq!(echo.accepted(), 0);
+    for mut tls in silent {
+        client::echo(&mut tls, b"now then");
+        client::finish(tls);
+    }
+    assert_eq!(echo.accepted(), 5);
+    server.wait_closed("finished", 5);
+    for record in server.wait_records(5) {
+        assert_eq!(record["backend"], "app");
+    }
+}
+
+#[test]
+fn on_first_byte_the_first_request_may_come_with_the_handshake_and_be_large() {
+    let server = Setup::new(Backend::echo()).on_first_byte().start();
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let config = client::config_with(client::provider(), &[version]);
+        let config = std::sync::Arc::new(config);
+        for _ in 0..10 {
+            let mut tls = client::try_connect(&config, server.address, NAME).unwrap();
+            client::echo(&mut tls, &vec![7; 100_000]);
+            client::finish(tls);
+        }
+    }
+    server.wait_closed("finished", 20);
+}
+
+#[test]
+fn on_first_byte_a_client_that_ends_without_a_byte_is_answered_and_no_server_hears_of_it() {
+    let echo = Backend::echo();
+    let server = resting(Setup::new(&echo).on_first_byte());
+    client::finish(client::connect(server.address));
+    let tls = client::connect(server.address);
+    server.wait_metric("portcullis_connection_rests_total", 1.0);
+    client::finish(tls);
+    server.wait_closed("finished", 2);
+    client::reset_at_close(&client::connect(server.address).sock);
+    server.wait_closed("client_reset", 1);
+    server.wait_idle();
+    assert_eq!(echo.accepted(), 0);
+    for record in server.wait_records(3) {
+        assert_eq!(record["backend"], serde_json::Value::Null);
+    }
+}
+
+#[test]
+fn on_first_byte_a_client_has_the_idle_timeout_to_speak() {
+    let server = Setup::new(Backend::echo())
+        .on_first_byte()
+        .tables("[timeouts]\nidle = \"300ms\"\nrest = \"50ms\"")
+        .start();
+    let mut tls = client::connect(server.address);
+    assert!(tls.read(&mut [0]).is_err());
+    server.wait_closed("idle_timeout", 1);
+}
+
+#[test]
+fn on_first_byte_the_proxy_header_comes_first() {
+    let (sender, heard) = mpsc::channel();
+    let backend = Backend::new(move |mut stream| {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        sender.send(all).unwrap();
+    });
+    let server = resting(Setup::new(&backend).on_first_byte().proxy_protocol("v1"));
+    let mut tls = client::connect(server.address);
+    server.wait_metric("portcullis_connection_rests_total", 1.0);
+    let port = tls.sock.local_addr().unwrap().port();
+    tls.write_all(b"hello").unwrap();
+    client::finish(tls);
+    let all = String::from_utf8(heard.recv_timeout(SOON).unwrap()).unwrap();
+    assert!(all.starts_with("PROXY TCP4 "), "{all}");
+    assert!(all.contains(&format!(" {port} ")) && all.ends_with("\r\nhello"), "{all}");
 }

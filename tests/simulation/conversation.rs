@@ -7,7 +7,7 @@ use portcullis::io::Address;
 use portcullis::telemetry::labels::{CloseReason, HandshakeOutcome};
 use portcullis::telemetry::record::Record;
 
-use crate::faults::{ConnectOutcome, Plan};
+use crate::faults::{ClientEnd, ConnectOutcome, Plan};
 use crate::pattern::Pattern;
 use crate::world::client_address;
 
@@ -22,6 +22,8 @@ pub(crate) struct Conversation {
     pub(crate) reply: Pattern,
     pub(crate) client: Speaker,
     pub(crate) server: Speaker,
+    /// No server may be connected before the client has said something.
+    pub(crate) on_first_byte: bool,
     /// The worker has the client's socket.
     pub(crate) accepted: bool,
     /// Connects tried.
@@ -60,6 +62,7 @@ impl Conversation {
             reply: Pattern::new(seed, number, true),
             client: Speaker::default(),
             server: Speaker::default(),
+            on_first_byte: false,
             accepted: false,
             tries: 0,
             tried: Vec::new(),
@@ -69,6 +72,10 @@ impl Conversation {
 
     /// A further connect: the server of the former one, if it existed, is out of the conversation.
     pub(crate) fn connect(&mut self, address: &Address) -> ConnectOutcome {
+        assert!(
+            !self.on_first_byte || self.client.sent > 0,
+            "connected although the client had said nothing"
+        );
         assert_eq!(self.server.got, 0, "connected again although a server had got request bytes");
         assert!(!self.tried.contains(address), "tried a server again that had failed: {address:?}");
         self.tried.push(address.clone());
@@ -114,7 +121,7 @@ impl Conversation {
         }
         if client.saw_end {
             assert!(
-                server.ended,
+                server.ended || self.was_silent(),
                 "the client saw close_notify but no server had ended: {self:#?} {record:#?}"
             );
             assert_eq!(
@@ -147,7 +154,7 @@ impl Conversation {
         if record.reason == CloseReason::Finished {
             // A client that has its whole answer may leave without ceremony.
             assert!(self.client.ended || self.client.misbehaved, "{address}: {self:#?}");
-            assert!(self.server.ended, "{address}: {self:#?}");
+            assert!(self.server.ended || self.was_silent(), "{address}: {self:#?}");
             assert_eq!(record.outbound_bytes, self.server.sent, "{address}");
             // A peer that left may not have read what was delivered to its system.
             let complete = self.client.ended && !self.client.misbehaved;
@@ -161,10 +168,18 @@ impl Conversation {
         }
     }
 
+    /// The client ended without a byte, and no server had to hear of it.
+    fn was_silent(&self) -> bool {
+        self.on_first_byte && self.tries == 0 && self.client.sent == 0 && self.client.ended
+    }
+
     /// Whether nothing but the terminator could have spoilt it: it has to be `finished`.
     pub(crate) fn must_finish(&self, tries_max: usize) -> bool {
         let failures = &self.plan.connects;
+        let client = &self.plan.client;
+        let waits = self.on_first_byte && client.request_len == 0;
         self.plan.is_kind()
+            && !(waits && client.end == ClientEnd::AfterServer)
             && failures.len() < tries_max
             && failures.iter().all(|outcome| *outcome != ConnectOutcome::NoFiles)
     }

@@ -36,6 +36,7 @@ pub(crate) struct Setting {
     pub(crate) connections: u32,
     pub(crate) servers: u16,
     pub(crate) proxy: Option<ProxyVersion>,
+    pub(crate) on_first_byte: bool,
     pub(crate) client_hello_bytes: usize,
     pub(crate) timeouts: Timeouts,
     /// Commands before the last client has gone.
@@ -69,6 +70,7 @@ impl Setting {
             connections: 8,
             servers: 2,
             proxy: None,
+            on_first_byte: false,
             client_hello_bytes: 16 * 1024,
             timeouts: Timeouts {
                 handshake: Duration::from_secs(30),
@@ -113,6 +115,7 @@ impl Setting {
             servers: random.pick(&[1, 2, 3]),
             proxy: random.pick(&[None, None, Some(ProxyVersion::V1), Some(ProxyVersion::V2)]),
             commands,
+            on_first_byte: random.chance(300),
             client_hello_bytes: random.pick(&[100, 16 * 1024, 16 * 1024, 16 * 1024, 16 * 1024]),
             timeouts: Timeouts { rest, ..Self::of(Vec::new()).timeouts },
         }
@@ -135,6 +138,7 @@ impl Setting {
             listeners: [true, false].map(listener).into(),
             backends: vec![Backend {
                 servers: (0..self.servers).map(server).collect(),
+                on_first_byte: self.on_first_byte,
                 send_proxy_protocol: self.proxy,
             }],
             timeouts: self.timeouts.clone(),
@@ -149,7 +153,8 @@ impl Setting {
         world.proxy = self.proxy;
         for (number, (at, plan)) in self.clients.iter().enumerate() {
             let listener = number % LISTENERS;
-            let talk = Conversation::new(self.seed, number, listener, plan.clone());
+            let mut talk = Conversation::new(self.seed, number, listener, plan.clone());
+            talk.on_first_byte = self.on_first_byte;
             world.expect_client(*at, talk);
         }
         for (at, sent) in &self.commands {

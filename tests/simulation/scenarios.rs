@@ -198,6 +198,46 @@ fn a_server_that_never_answers_a_half_closed_client_runs_into_its_timeout() {
     assert!(!talk.client.saw_end, "nothing ended cleanly");
 }
 
+fn on_first_byte(plan: Plan) -> (Conversation, Record, Outcome) {
+    let mut setting = Setting::of(vec![plan]);
+    setting.on_first_byte = true;
+    one_of(&setting)
+}
+
+#[test]
+fn on_first_byte_a_client_that_speaks_gets_its_server() {
+    for (pace, connects) in [
+        (Pace::FAST, Vec::new()),
+        (SLOW, Vec::new()),
+        (SLOW, vec![ConnectOutcome::Refused]),
+        (Pace::FAST, vec![ConnectOutcome::Hangs]),
+    ] {
+        let mut plan = Plan::echo(10_000);
+        plan.client.pace = pace;
+        plan.connects = connects;
+        let tries = 1 + plan.connects.len();
+        let (talk, record, _) = on_first_byte(plan);
+        assert_eq!((record.reason, talk.tries), (CloseReason::Finished, tries));
+        assert_eq!(talk.client.got, 10_000);
+    }
+}
+
+#[test]
+fn on_first_byte_a_silent_client_costs_no_server_however_it_ends() {
+    let mut plan = Plan::echo(0);
+    plan.client.end = ClientEnd::Never;
+    let (talk, record, outcome) = on_first_byte(plan.clone());
+    assert_eq!((record.reason, talk.tries), (CloseReason::IdleTimeout, 0));
+    assert!((60..=62).contains(&seconds(record.total_nanos)));
+    assert_eq!((record.backend, record.connect_nanos), (None, 0));
+    assert_eq!(outcome.counters.rests.get(), 1);
+
+    plan.client.end = ClientEnd::AfterRequest;
+    let (talk, record, _) = on_first_byte(plan);
+    assert_eq!((record.reason, talk.tries), (CloseReason::Finished, 0));
+    assert!(talk.client.saw_end, "its close_notify was not answered");
+}
+
 #[test]
 fn a_refused_connect_is_tried_on_another_server() {
     for outcome in [ConnectOutcome::Refused, ConnectOutcome::Hangs] {

@@ -37,6 +37,8 @@ pub(crate) struct Setup {
     pub(crate) certificates: Vec<(Files, Vec<String>)>,
     /// Addresses of the backend's servers.
     pub(crate) servers: Vec<String>,
+    /// `backend.connect`.
+    pub(crate) connect: Option<&'static str>,
     /// `backend.send_proxy_protocol`.
     pub(crate) proxy_protocol: Option<&'static str>,
     /// Lines of `[listener.client_auth]`; empty: there is none.
@@ -64,6 +66,7 @@ impl Setup {
             listener: String::new(),
             certificates: vec![(leaf, Vec::new())],
             servers: vec![server.to_string()],
+            connect: None,
             proxy_protocol: None,
             client_auth: String::new(),
             tables: String::new(),
@@ -95,6 +98,12 @@ impl Setup {
     /// Sets the number of workers.
     pub(crate) fn workers(mut self, count: usize) -> Self {
         self.workers = count;
+        self
+    }
+
+    /// Connects servers when a client has said something.
+    pub(crate) fn on_first_byte(mut self) -> Self {
+        self.connect = Some("on_first_byte");
         self
     }
 
@@ -130,6 +139,9 @@ impl Setup {
             write!(toml, "\n[listener.client_auth]\n{}", self.client_auth).unwrap();
         }
         toml.push_str("\n[[backend]]\nname = \"app\"\n");
+        if let Some(when) = self.connect {
+            writeln!(toml, "connect = {when:?}").unwrap();
+        }
         if let Some(version) = self.proxy_protocol {
             writeln!(toml, "send_proxy_protocol = {version:?}").unwrap();
         }

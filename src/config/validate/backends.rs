@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{choice, label};
 use crate::config::raw::{Reader, Table, quoted};
-use crate::config::{Backend, ProxyVersion, Server, ServerAddress, server_name};
+use crate::config::{Backend, Connect, ProxyVersion, Server, ServerAddress, defaults, server_name};
 
 /// Bytes of a path in a Unix socket's address, without its final NUL (unix(7)).
 const UNIX_PATH_BYTES_MAX: usize = 107;
@@ -30,9 +30,12 @@ pub(super) fn backends<'d>(
         let name = label(reader, &mut table, &mut names);
         let choices = [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
         let send_proxy_protocol = choice(reader, &mut table, "send_proxy_protocol", &choices);
+        let choices = [("eager", Connect::Eager), ("on_first_byte", Connect::OnFirstByte)];
+        let connect = choice(reader, &mut table, "connect", &choices);
+        let connect = connect.unwrap_or(defaults::CONNECT_WHEN);
         let servers = servers(reader, &mut table);
         table.finish(reader);
-        backends.push(name.map(|name| Backend { name, servers, send_proxy_protocol }));
+        backends.push(name.map(|name| Backend { name, servers, connect, send_proxy_protocol }));
     }
     Some(backends)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::{ClientAuthMode, ConfigError, ServerAddress, UnknownName};
+use crate::config::{ClientAuthMode, ConfigError, Connect, ServerAddress, UnknownName};
 
 const SMALLEST: &str = r#"
 [[listener]]
@@ -267,11 +267,12 @@ fn addresses_of_every_kind_are_accepted() {
 
 #[test]
 fn every_key_is_read() {
-    let text = SMALLEST.replace(
-        "backend = \"app\"",
-        "backend = \"app\"\nalpn = [\"h2\"]\n\
-        backlog = 7\nunknown_name = \"refuse\"",
-    ) + "[workers]\ncount = 2\ncpus = \"2-3\"\n\
+    let text =
+        SMALLEST.replace("name = \"app\"", "name = \"app\"\nconnect = \"on_first_byte\"").replace(
+            "backend = \"app\"",
+            "backend = \"app\"\nalpn = [\"h2\"]\n\
+             backlog = 7\nunknown_name = \"refuse\"",
+        ) + "[workers]\ncount = 2\ncpus = \"2-3\"\n\
         [tls]\nversions = [\"1.3\"]\ncipher_suites = [\"TLS_AES_256_GCM_SHA384\"]\n\
         groups = [\"P-256\"]\nrecord_layer = \"rustls\"\n\
         [limits]\nconnections_per_worker = 9\nclient_hello_bytes = \"4KiB\"\n\
@@ -284,6 +285,7 @@ fn every_key_is_read() {
     let listener = &config.listeners[0];
     assert_eq!((listener.backlog, listener.unknown_name), (7, UnknownName::Refuse));
     assert_eq!(listener.alpn, ["h2"]);
+    assert_eq!(config.backends[0].connect, Connect::OnFirstByte);
     assert_eq!(
         config.tls,
         Tls {
@@ -333,6 +335,7 @@ fn example_file_shows_the_defaults() {
     let smallest = parse(SMALLEST).expect("valid");
     assert_eq!(as_is.timeouts, smallest.timeouts);
     for config in [&as_is, &all] {
+        assert_eq!(config.backends[0].connect, Connect::Eager);
         let listener = &config.listeners[0];
         assert_eq!(listener.backlog, defaults::BACKLOG_CONNECTIONS);
         assert_eq!(listener.unknown_name, UnknownName::Default);
