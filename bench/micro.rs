@@ -187,6 +187,7 @@ fn dispatch(criterion: &mut Criterion, identity: &Identity) -> Result<()> {
             backend: 0,
         }],
         backends: Vec::new(),
+        handshake: portcullis::config::Handshake::default(),
         timeouts: Timeouts {
             handshake: timeout,
             connect: timeout,

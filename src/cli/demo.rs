@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use crate::cli::say;
 use crate::config::{
-    Backend, CertificateFiles, Config, Limits, Listener, Log, Position, ProxyVersion, RecordLayer,
-    Resumption, Server, ServerAddress, Timeouts, Tls, TlsVersion, UnknownName, Workers,
+    Backend, CertificateFiles, Config, Handshake, Limits, Listener, Log, Position, ProxyVersion,
+    RecordLayer, Resumption, Server, ServerAddress, Timeouts, Tls, TlsVersion, UnknownName,
+    Workers, defaults,
 };
 use crate::control::failure::Failure;
 use crate::control::{self, Ended, Moment};
@@ -272,7 +273,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
                 address_at: at("address"),
             }],
             // So that the origin can tell who really asks.
-            connect: crate::config::defaults::CONNECT_WHEN,
+            connect: defaults::CONNECT_WHEN,
             send_proxy_protocol: Some(ProxyVersion::V1),
         }],
         tls: Tls {
@@ -283,6 +284,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
         },
         resumption: Resumption::default(),
         limits: Limits { connections_per_worker: None, client_hello_bytes: 16 * 1024 },
+        handshake: Handshake::default(),
         timeouts: Timeouts {
             handshake: Duration::from_secs(10),
             connect: Duration::from_secs(5),

@@ -49,6 +49,18 @@ pub const SESSION_BYTES: usize = 32 << 20;
 /// Encrypted Client Hello has 2 to 3 KB; 16 KiB is one full record.
 pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
 
+/// `handshake.budget_us`. About one full handshake: what an established connection may have to
+/// wait for, besides what it waits for anyway.
+pub const HANDSHAKE_BUDGET: Duration = Duration::from_micros(100);
+
+/// `handshake.queue_deadline`. Clients give up after 5 to 10 seconds; a handshake that is begun
+/// within 3 ends in time.
+pub const HANDSHAKE_QUEUE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// `handshake.max_pending`, per worker. Half a second of full handshakes with ECDSA keys; those
+/// that wait take about a megabyte. More wait in the kernel's queue, which costs us nothing.
+pub const HANDSHAKES_PENDING: u32 = 2048;
+
 /// `timeouts.handshake`. Three round trips of a bad mobile link (1 s each) and two lost packets
 /// fit; who needs longer is most likely a slowloris.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);

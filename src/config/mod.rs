@@ -30,7 +30,9 @@ pub struct Config {
     pub resumption: Resumption,
     /// `[limits]`
     pub limits: Limits,
-    /// `[timeouts]`
+    /// `[handshake]`.
+    pub handshake: Handshake,
+    /// `[timeouts]`.
     pub timeouts: Timeouts,
     /// `[admin]`, absent: no admin endpoint.
     pub admin: Option<Admin>,
@@ -373,6 +375,28 @@ pub struct Limits {
     pub connections_per_worker: Option<u32>,
     /// `client_hello_bytes`: the most a client may send before its `ClientHello` is complete.
     pub client_hello_bytes: usize,
+}
+
+/// `[handshake]`: how the worker's time is shared out to handshakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handshake {
+    /// `budget_us`: time for handshakes between two looks at established connections; one step is
+    /// always taken.
+    pub budget: Duration,
+    /// `queue_deadline`: what a handshake's first step may wait for the processor.
+    pub queue_deadline: Duration,
+    /// `max_pending`: steps of handshakes that may wait, per worker.
+    pub max_pending: u32,
+}
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Self {
+            budget: defaults::HANDSHAKE_BUDGET,
+            queue_deadline: defaults::HANDSHAKE_QUEUE_DEADLINE,
+            max_pending: defaults::HANDSHAKES_PENDING,
+        }
+    }
 }
 
 /// `[timeouts]`, each from the event named to the end named.

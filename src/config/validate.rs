@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use super::raw::{Item, Problem, Reader, Table, quoted};
 use super::{
-    AccessLog, Admin, CIPHER_SUITES, Config, GROUPS, Limits, Log, Position, RecordLayer, Timeouts,
-    Tls, TlsVersion, Workers, defaults, quantity,
+    AccessLog, Admin, CIPHER_SUITES, Config, GROUPS, Handshake, Limits, Log, Position, RecordLayer,
+    Timeouts, Tls, TlsVersion, Workers, defaults, quantity,
 };
 use crate::limits;
 
@@ -60,6 +60,7 @@ fn sections<'d>(reader: &mut Reader<'d>, document: &'d toml::de::DeTable<'d>) ->
     let tls = tls(reader, &mut root);
     let resumption = resumption::resumption(reader, &mut root);
     let limits = limits(reader, &mut root);
+    let handshake = handshake(reader, &mut root);
     let timeouts = timeouts(reader, &mut root);
     let admin = admin(reader, &mut root, &mut binds);
     let access_log = access_log(reader, &mut root);
@@ -75,6 +76,7 @@ fn sections<'d>(reader: &mut Reader<'d>, document: &'d toml::de::DeTable<'d>) ->
         tls,
         resumption,
         limits,
+        handshake,
         timeouts,
         admin,
         access_log,
@@ -348,6 +350,20 @@ fn size<'d>(
             .ok_or_else(|| format!("expected {accepted}"))
     });
     size.map_err(|why| reader.refuse(&item.at, quoted(&item.value), why)).ok()
+}
+
+fn handshake<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Handshake {
+    let mut table = root.table(reader, "handshake");
+    let budget_us = number(reader, &mut table, "budget_us", &(0..=100_000_u32));
+    let deadline = timeout(reader, &mut table, "queue_deadline", &(SHORTEST..=5 * MINUTE));
+    let pending = number(reader, &mut table, "max_pending", &(16..=1_000_000_u32));
+    table.finish(reader);
+    let default = Handshake::default();
+    Handshake {
+        budget: budget_us.map_or(default.budget, |us| Duration::from_micros(u64::from(us))),
+        queue_deadline: deadline.unwrap_or(default.queue_deadline),
+        max_pending: pending.unwrap_or(default.max_pending),
+    }
 }
 
 fn timeouts<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Timeouts {

@@ -3,14 +3,11 @@
 //! A client that sends it byte by byte, or never, costs a slot, at most
 //! `limits.client_hello_bytes` of memory, and no cryptography.
 
-use std::sync::Arc;
-
 use crate::io::Side;
-use crate::telemetry::labels::{HandshakeOutcome, Limit, Span};
+use crate::telemetry::labels::{HandshakeOutcome, HandshakeQueue, Limit, Span};
 use crate::tls::hello::{self, ClientTraits, Peek, TLS12};
 use crate::tls::resumption;
 use crate::tls::resumption::bridge::Attempt;
-use crate::tls::session::Session;
 
 use super::close::Close;
 use super::common::Common;
@@ -81,7 +78,10 @@ impl Accept {
                 common.receive(Side::Client, cx);
                 Stage::Accept(Self { received })
             }
-            Verdict::Welcome(greeting) => welcome(greeting, bytes, common, cx),
+            Verdict::Welcome(greeting) => {
+                let hello = if is_first { bytes.to_vec() } else { received };
+                welcome(greeting, hello, common, cx)
+            }
             Verdict::Refuse(outcome, alert) => {
                 if outcome == HandshakeOutcome::ClientHelloTooLarge {
                     cx.counters.limits.of(Limit::ClientHelloBytes).add(1);
@@ -127,13 +127,8 @@ fn judge(bytes: &[u8], bytes_max: usize) -> Verdict {
     }
 }
 
-/// A whole `ClientHello`: look its name up and begin the handshake with the bytes at hand.
-fn welcome(
-    greeting: Greeting,
-    bytes: &mut [u8],
-    common: &mut Common,
-    cx: &mut Context<'_>,
-) -> Stage {
+/// A whole `ClientHello`: look its name up and ask for the handshake's first step.
+fn welcome(greeting: Greeting, hello: Vec<u8>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
     common.story.server_name = greeting.server_name;
     common.story.mark(Span::ClientHello, cx);
     let Some(terms) = common.terms() else {
@@ -146,13 +141,9 @@ fn welcome(
     }
     let name = resumption::name_fingerprint(common.story.server_name.as_deref());
     let attempt = Attempt::new(name, greeting.client, terms.offers_tls13());
-    match Session::new(Arc::clone(terms.config())) {
-        Ok(session) => {
-            common.session = Some(Box::new(session));
-            Handshake::new(attempt).received(bytes, common, cx)
-        }
-        Err(failure) => fail(failure.outcome(), Some(ALERT_INTERNAL_ERROR), common, cx),
-    }
+    let queue =
+        if greeting.client.offers_session { HandshakeQueue::Resuming } else { HandshakeQueue::New };
+    Handshake::begin(attempt, queue, hello, common, cx)
 }
 
 /// The handshake will not come to its end. The alert, if any, is flushed before the close.

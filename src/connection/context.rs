@@ -6,6 +6,7 @@ use crate::backend::balance::RoundRobin;
 use crate::io::buffer::Pool;
 use crate::io::{Kind, Operation, Time};
 use crate::telemetry::counters::Counters;
+use crate::telemetry::labels::HandshakeQueue;
 use crate::tls::resumption::bridge::Resumption;
 
 /// Lent to a connection for the time of one event.
@@ -16,6 +17,8 @@ pub struct Context<'a> {
     pub unix: u32,
     /// Operations to submit when the event is handled.
     pub operations: &'a mut Vec<(Kind, Operation)>,
+    /// Where the connection's handshake is to wait for a step that it asks for.
+    pub step_wanted: &'a mut Option<HandshakeQueue>,
     /// The worker's send buffers.
     pub pool: &'a mut Pool,
     /// The worker's counters.

@@ -1,8 +1,17 @@
 //! Stage 2 of 5: handshake. From the complete `ClientHello` to the client's Finished.
 
+use std::sync::Arc;
+
 use crate::io::{Kind, Operation, Side};
-use crate::telemetry::labels::{HandshakeOutcome, Limit, Span};
+use crate::limits::PARTIAL_HANDSHAKE_BYTES_MAX;
+use crate::telemetry::labels::{
+    CloseReason, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Limit, Span,
+};
+use crate::tls::failure::Failure;
+use crate::tls::hello;
+use crate::tls::resolver;
 use crate::tls::resumption::bridge::{self, Attempt};
+use crate::tls::session::Session;
 
 use super::close::Close;
 use super::common::Common;
@@ -10,26 +19,53 @@ use super::context::Context;
 use super::first_byte::FirstByte;
 use super::{Event, Stage};
 
-/// The TLS session exists and is not established.
+/// Alert `internal_error` (RFC 8446 section 6.2).
+const ALERT_INTERNAL_ERROR: u8 = 80;
+
+/// The `ClientHello` is complete, and the handshake is not.
+///
+/// Whatever the client sends waits here until the worker has a step to give: cryptography is the
+/// only slow thing that ever happens, so the worker decides when.
 #[derive(Debug)]
 pub struct Handshake {
     /// What the client offers to resume.
     attempt: Attempt,
+    /// Where the first step waits.
+    queue: HandshakeQueue,
+    /// What has come and waits for a step.
+    pending: Vec<u8>,
+    /// A step is asked for.
+    waits: bool,
+    /// The client has ended its side behind what is pending.
+    ended: bool,
 }
 
 impl Handshake {
-    pub(super) fn new(attempt: Attempt) -> Self {
-        Self { attempt }
+    /// A handshake whose first step, with the whole `ClientHello`, is asked for.
+    pub(super) fn begin(
+        attempt: Attempt,
+        queue: HandshakeQueue,
+        hello: Vec<u8>,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
+        let this = Self { attempt, queue, pending: Vec::new(), waits: false, ended: false };
+        this.received(hello, common, cx)
     }
 
     pub(super) fn handle(
-        self,
+        mut self,
         event: Event<'_>,
         common: &mut Common,
         cx: &mut Context<'_>,
     ) -> Stage {
         match event {
-            Event::Received(_, bytes) => self.received(bytes, common, cx),
+            Event::Received(_, bytes) => self.received(bytes.to_vec(), common, cx),
+            // Its Finished may be among what waits, and all that it wanted to say behind that.
+            Event::Ended(_) if self.waits && common.session.is_some() => {
+                self.ended = true;
+                Stage::Handshake(self)
+            }
             Event::Ended(_) => self.fail(HandshakeOutcome::ClientClosed, common, cx),
             Event::ReceiveFailed(_) | Event::SendFailed(_) => {
                 self.fail(HandshakeOutcome::ClientReset, common, cx)
@@ -43,21 +79,67 @@ impl Handshake {
         }
     }
 
-    /// One step of the handshake: the only expensive thing that ever happens here.
-    pub(super) fn received(
+    fn received(mut self, bytes: Vec<u8>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        if self.pending.is_empty() {
+            self.pending = bytes;
+        } else {
+            self.pending.extend_from_slice(&bytes);
+        }
+        if !self.waits {
+            self.waits = true;
+            let is_first = common.session.is_none();
+            *cx.step_wanted = Some(if is_first { self.queue } else { HandshakeQueue::UnderWay });
+        }
+        self.wait(common, cx)
+    }
+
+    /// Whether the client has ended its side behind what is pending.
+    pub(super) fn client_has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The worker has more to do than it can: the client is dropped before any cryptography. No
+    /// alert, which would be more work still.
+    pub(super) fn drop_overdue(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        self.tell(common, cx);
+        common.story.handshake_ended(HandshakeOutcome::Overload, cx);
+        Close::abort(common, CloseReason::HandshakeFailed, cx)
+    }
+
+    /// One step of the handshake: the only expensive thing that ever happens here. Says what it
+    /// was, and which key it signed with.
+    pub(super) fn step(
         mut self,
-        bytes: &mut [u8],
         common: &mut Common,
         cx: &mut Context<'_>,
-    ) -> Stage {
+    ) -> (Stage, HandshakeStep, KeyType) {
+        self.waits = false;
+        let is_first = common.session.is_none();
+        if is_first && let Err(failure) = begin_session(common) {
+            common.outbound.append(&hello::alert_record(ALERT_INTERNAL_ERROR), cx.pool);
+            let stage = self.fail(failure.outcome(), common, cx);
+            return (stage, HandshakeStep::Failed, KeyType::None);
+        }
         if !is_resumed(common) {
             self.attempt.begins_anew();
         }
+        let mut bytes = std::mem::take(&mut self.pending);
         let (resumption, unix) = (cx.resumption, cx.unix);
-        let opened = bridge::during(resumption, &mut self.attempt, unix, || common.open(bytes, cx));
+        let opened =
+            bridge::during(resumption, &mut self.attempt, unix, || common.open(&mut bytes, cx));
+        let key = resolver::take_shown_key();
         if let Err(failure) = opened {
-            return self.fail(failure.outcome(), common, cx);
+            return (self.fail(failure.outcome(), common, cx), HandshakeStep::Failed, key);
         }
+        let step = match (is_first, is_resumed(common)) {
+            (true, true) => HandshakeStep::Resumed,
+            (true, false) => HandshakeStep::Full,
+            (false, _) => HandshakeStep::Later,
+        };
+        (self.after_step(common, cx), step, key)
+    }
+
+    fn after_step(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         let established = common.session.as_ref().is_some_and(|session| session.is_established());
         if established {
             self.tell(common, cx);
@@ -98,9 +180,21 @@ impl Handshake {
 
     fn wait(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         common.flush(Side::Client, cx);
-        common.receive(Side::Client, cx);
+        // While a step is waited for, too: who goes away meanwhile shall not cost it.
+        if self.pending.len() < PARTIAL_HANDSHAKE_BYTES_MAX {
+            common.receive(Side::Client, cx);
+        }
         Stage::Handshake(self)
     }
+}
+
+/// Makes the session for which the client's name, and its listener, have the terms.
+fn begin_session(common: &mut Common) -> Result<(), Failure> {
+    let internal = Failure::Handshake(HandshakeOutcome::InternalError);
+    let terms = common.terms().ok_or(internal)?;
+    let session = Session::new(Arc::clone(terms.config()))?;
+    common.session = Some(Box::new(session));
+    Ok(())
 }
 
 /// rustls has decided that the client's session goes on.

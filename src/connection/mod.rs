@@ -34,7 +34,7 @@ pub mod in_flight;
 pub mod story;
 
 use crate::io::{Buffer, Errno, Kind, Side, Time};
-use crate::telemetry::labels::{CloseReason, HandshakeOutcome, State};
+use crate::telemetry::labels::{CloseReason, HandshakeOutcome, HandshakeStep, KeyType, State};
 use crate::telemetry::record::Record;
 
 use common::Common;
@@ -132,6 +132,52 @@ impl Connection {
             self.handle(Event::Deadline, cx);
         }
         self.common.rearm_timer();
+    }
+
+    /// The step that its handshake has asked for; says what it was and which key it signed with,
+    /// or `None` when the handshake has ended meanwhile.
+    pub fn step(&mut self, cx: &mut Context<'_>) -> Option<(HandshakeStep, KeyType)> {
+        let handshake = self.take_handshake()?;
+        let client_has_ended = handshake.client_has_ended();
+        let (stage, step, key) = handshake.step(&mut self.common, cx);
+        self.stage = stage;
+        self.count_state(cx);
+        // What was kept back until the bytes before it were seen.
+        if client_has_ended && !matches!(self.stage, Stage::Close(_) | Stage::Done(_)) {
+            self.handle(Event::Ended(Side::Client), cx);
+        }
+        Some((step, key))
+    }
+
+    /// Drops the connection because its handshake's first step has waited too long; `false`: the
+    /// handshake has ended meanwhile.
+    pub fn drop_overdue(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(handshake) = self.take_handshake() else {
+            return false;
+        };
+        self.stage = handshake.drop_overdue(&mut self.common, cx);
+        self.count_state(cx);
+        true
+    }
+
+    fn take_handshake(&mut self) -> Option<handshake::Handshake> {
+        // Should the step panic, the worker aborts the connection from this placeholder.
+        let placeholder = Stage::Close(close::Close::interrupted());
+        match std::mem::replace(&mut self.stage, placeholder) {
+            Stage::Handshake(handshake) => Some(handshake),
+            other => {
+                self.stage = other;
+                None
+            }
+        }
+    }
+
+    /// Whether its handshake is done and it has not ended.
+    pub fn is_established(&self) -> bool {
+        !matches!(
+            self.stage,
+            Stage::Accept(_) | Stage::Handshake(_) | Stage::Close(_) | Stage::Done(_)
+        )
     }
 
     /// Ends the connection now, with resets on both sides.

@@ -43,6 +43,7 @@ pub fn build(config: &Config, terms: &[Arc<Terms>], addresses: &Addresses) -> Sn
     Snapshot {
         listeners,
         backends,
+        handshake: config.handshake,
         timeouts: config.timeouts.clone(),
         client_hello_bytes: config.limits.client_hello_bytes,
     }

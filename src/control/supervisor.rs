@@ -335,6 +335,7 @@ pub(super) mod tests {
         Snapshot {
             listeners: Vec::new(),
             backends: Vec::new(),
+            handshake: crate::config::Handshake::default(),
             timeouts: crate::config::Timeouts {
                 handshake: second,
                 connect: second,

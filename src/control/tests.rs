@@ -54,6 +54,7 @@ pub(super) fn config(directory: &Path) -> Config {
         },
         resumption: Resumption::default(),
         limits: Limits { connections_per_worker: Some(10), client_hello_bytes: 16_384 },
+        handshake: crate::config::Handshake::default(),
         timeouts: Timeouts {
             handshake: second,
             connect: second,

@@ -154,7 +154,7 @@ fn grown(seen: &mut u64, now: u64) -> u64 {
 }
 
 fn pauses_accept(limit: Limit) -> bool {
-    matches!(limit, Limit::ConnectionsPerWorker | Limit::KernelFiles)
+    matches!(limit, Limit::ConnectionsPerWorker | Limit::KernelFiles | Limit::HandshakesPending)
 }
 
 impl Notice {
@@ -191,6 +191,7 @@ fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
         HandshakeOutcome::ClientCertificateRequired => "listener.client_auth.mode",
         HandshakeOutcome::ClientCertificateRevoked => "listener.client_auth.crl",
         HandshakeOutcome::ClientCertificateUnknownIssuer => "listener.client_auth.ca",
+        HandshakeOutcome::Overload => "handshake.queue_deadline and handshake.max_pending",
         HandshakeOutcome::NoApplicationProtocol => "listener.alpn",
         HandshakeOutcome::NoSharedCertificate | HandshakeOutcome::UnrecognizedName => {
             "listener.certificate"
@@ -275,6 +276,17 @@ fn advice(f: &mut fmt::Formatter<'_>, limit: Limit, values: &Values) -> fmt::Res
              LimitNOFILE= (ulimit -n) or fs.file-max, or lower \
              limits.connections_per_worker",
             values.open_files
+        ),
+        Limit::HandshakesPending => write!(
+            f,
+            "more handshakes wait for the processor than handshake.max_pending allows, and accept \
+             pauses until a quarter of them is done; the kernel queues up to listener.backlog \
+             clients meanwhile; add workers or cores, or see who floods you"
+        ),
+        Limit::HandshakesDropped => write!(
+            f,
+            "handshakes waited longer than handshake.queue_deadline, and their clients got a reset \
+             before any cryptography; add workers or cores, or see who floods you"
         ),
         Limit::ClientHelloBytes => write!(
             f,

@@ -17,6 +17,8 @@ pub use operation::{Address, Operation, Side};
 pub use time::Time;
 pub use token::{Kind, Token};
 
+use crate::telemetry::labels::HandshakeStep;
+
 /// One operation's end, or (with `more`) one of its results.
 #[derive(Debug)]
 pub struct Completion {
@@ -81,6 +83,12 @@ pub trait Io {
 
     /// The clock; a worker reads it once per turn.
     fn now(&mut self) -> Time;
+
+    /// The clock after a step of a handshake, which is how the worker knows what it cost; a
+    /// simulator says what it would have.
+    fn after_step(&mut self, _step: HandshakeStep) -> Time {
+        self.now()
+    }
 
     /// Unix time, in seconds until 2106: how old a ticket is. A worker reads it once per turn.
     fn unix(&mut self) -> u32;

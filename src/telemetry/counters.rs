@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::histogram::Histogram;
 use super::labels::{
-    CloseReason, Group, HandshakeOutcome, Label, Limit, ResumptionKind, ResumptionResult, Span,
-    State, Suite, Version,
+    CloseReason, Group, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
+    ResumptionKind, ResumptionResult, Span, State, Suite, Version,
 };
 
 /// One number with one writer.
@@ -95,6 +95,14 @@ pub struct Counters {
     pub cached_sessions: Counter,
     /// Gauge: bytes of these.
     pub cached_bytes: Counter,
+    /// Gauge: steps of handshakes that wait for the processor.
+    pub handshake_queue: ByLabel<{ HandshakeQueue::COUNT }>,
+    /// How long steps of handshakes waited for the processor.
+    pub handshake_waits: [Histogram; HandshakeQueue::COUNT],
+    /// Nanoseconds spent on steps of handshakes, by what they were and the certificate's key.
+    pub handshake_nanos: [ByLabel<{ KeyType::COUNT }>; HandshakeStep::COUNT],
+    /// Steps of handshakes, likewise.
+    pub handshake_steps: [ByLabel<{ KeyType::COUNT }>; HandshakeStep::COUNT],
     /// Connections by why they ended.
     pub closed: ByLabel<{ CloseReason::COUNT }>,
     /// Plaintext bytes from clients, opened for servers.
@@ -135,6 +143,18 @@ impl Counters {
             ResumptionKind::SessionId => &self.session_id_resumptions,
             ResumptionKind::Psk => &self.psk_resumptions,
         }
+    }
+
+    /// Steps of one kind, and the nanoseconds that they took.
+    #[expect(clippy::indexing_slicing, reason = "sized by HandshakeStep::COUNT")]
+    pub fn steps(&self, step: HandshakeStep) -> [&ByLabel<{ KeyType::COUNT }>; 2] {
+        [&self.handshake_steps[step.index()], &self.handshake_nanos[step.index()]]
+    }
+
+    /// How long steps waited in one queue.
+    #[expect(clippy::indexing_slicing, reason = "sized by HandshakeQueue::COUNT")]
+    pub fn handshake_wait(&self, queue: HandshakeQueue) -> &Histogram {
+        &self.handshake_waits[queue.index()]
     }
 
     /// The histogram of one span.

@@ -14,8 +14,8 @@ use prometheus_client::registry::{Registry, Unit as EncodedUnit};
 use super::counters::{ByLabel, Counter, Counters};
 use super::histogram::{BOUNDS_NANOS, Histogram};
 use super::labels::{
-    CloseReason, Group, HandshakeOutcome, Label, Limit, ResumptionKind, ResumptionResult, Span,
-    State, Suite, Version,
+    CloseReason, Group, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
+    ResumptionKind, ResumptionResult, Span, State, Suite, Version,
 };
 use super::names::{self, Kind, Metric, Unit};
 
@@ -149,6 +149,10 @@ fn encode_connections(page: &mut Page<'_, '_>) -> fmt::Result {
     page.counters::<Version, _>(&names::VERSIONS, |c| &c.versions)?;
     page.counters::<Suite, _>(&names::SUITES, |c| &c.suites)?;
     page.counters::<Group, _>(&names::GROUPS, |c| &c.groups)?;
+    page.gauges::<HandshakeQueue, _>(&names::HANDSHAKE_QUEUE, |c| &c.handshake_queue)?;
+    page.histograms::<HandshakeQueue>(&names::HANDSHAKE_WAITS, Counters::handshake_wait)?;
+    page.steps(&names::HANDSHAKE_STEPS, |[steps, _], key| float(steps.of(key).get()))?;
+    page.steps(&names::HANDSHAKE_CPU, |[_, nanos], key| seconds(nanos.of(key).get()))?;
     page.resumptions(&names::RESUMPTIONS)?;
     page.counter(&names::TICKETS, |c| c.tickets.get())?;
     page.counter(&names::SESSIONS, |c| c.sessions.get())?;
@@ -162,7 +166,7 @@ fn encode_connections(page: &mut Page<'_, '_>) -> fmt::Result {
     page.counter(&names::RESTS, |c| c.rests.get())?;
     page.counters::<Limit, _>(&names::LIMITS, |c| &c.limits)?;
     page.gauge(&names::ACCEPT_PAUSED, |c| float(c.accept_paused.get()))?;
-    page.histograms(&names::STAGES)
+    page.histograms::<Span>(&names::STAGES, Counters::span)
 }
 
 fn encode_loop(page: &mut Page<'_, '_>) -> fmt::Result {
@@ -287,16 +291,39 @@ impl Page<'_, '_> {
         })
     }
 
-    fn histograms(&mut self, metric: &Metric) -> fmt::Result {
+    fn steps(
+        &mut self,
+        metric: &Metric,
+        value: impl Fn([&ByLabel<{ KeyType::COUNT }>; 2], KeyType) -> f64,
+    ) -> fmt::Result {
+        self.each_worker(metric, |family, worker, counters| {
+            for step in HandshakeStep::ALL {
+                for key in KeyType::ALL {
+                    let labels = [("worker", worker), ("step", step.label()), ("key", key.label())];
+                    family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(
+                        &value(counters.steps(*step), *key),
+                        None,
+                    )?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn histograms<L: Label>(
+        &mut self,
+        metric: &Metric,
+        of: impl Fn(&Counters, L) -> &Histogram,
+    ) -> fmt::Result {
         let key = second_label(metric);
         self.each_worker(metric, |family, worker, counters| {
-            for span in Span::ALL {
-                let histogram = counters.span(*span);
+            for label in L::ALL {
+                let histogram = of(counters, *label);
                 let buckets = buckets(histogram);
                 // The count is the buckets' sum, so that the two agree within one scrape.
                 let count = buckets.iter().map(|(_, count)| count).sum();
                 family
-                    .encode_family(&[("worker", worker), (key, span.label())])?
+                    .encode_family(&[("worker", worker), (key, label.label())])?
                     .encode_histogram::<NoLabelSet>(
                         seconds(histogram.sum_nanos()),
                         count,

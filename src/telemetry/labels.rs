@@ -114,6 +114,10 @@ labels! {
         Draining = "draining",
         /// A defect of ours.
         InternalError = "internal_error",
+        /// The worker had more handshakes to do than it could: this one had waited longer than
+        /// `handshake.queue_deadline`, or twice `handshake.max_pending` waited. The client got a
+        /// reset before any cryptography.
+        Overload = "overload",
         /// None of the client's ALPN protocols is offered here.
         NoApplicationProtocol = "no_application_protocol",
         /// No certificate that the client can verify.
@@ -230,6 +234,54 @@ labels! {
 }
 
 labels! {
+    /// Where a step of a handshake waits for the processor, in the order in which they are served.
+    HandshakeQueue {
+        /// The handshake has had a step already; most often the client's Finished has come.
+        UnderWay = "under_way",
+        /// The first step of a client that offers to resume a session.
+        Resuming = "resuming",
+        /// The first step of a client that offers none.
+        New = "new",
+    }
+}
+
+labels! {
+    /// What a step of a handshake was.
+    HandshakeStep {
+        /// The first of a full handshake: key exchange and signature.
+        Full = "full",
+        /// The first of one that resumes a session.
+        Resumed = "resumed",
+        /// A later one: most often the client's Finished, which in TLS 1.2 brings the key exchange.
+        Later = "later",
+        /// One that ended the handshake: something of the client's was refused.
+        Failed = "failed",
+    }
+}
+
+labels! {
+    /// The key of the certificate that a handshake showed.
+    KeyType {
+        /// None was shown: the session was resumed, or this was a later step.
+        None = "none",
+        /// ECDSA on P-256.
+        EcdsaP256 = "ecdsa_p256",
+        /// ECDSA on P-384.
+        EcdsaP384 = "ecdsa_p384",
+        /// `Ed25519`.
+        Ed25519 = "ed25519",
+        /// RSA, up to 2048 bits.
+        Rsa2048 = "rsa_2048",
+        /// RSA, up to 3072 bits.
+        Rsa3072 = "rsa_3072",
+        /// RSA, more bits.
+        Rsa4096 = "rsa_4096",
+        /// Something else.
+        Other = "other",
+    }
+}
+
+labels! {
     /// Where on its journey a connection is; the gauge of connections by state.
     State {
         /// Its `ClientHello` is not complete.
@@ -272,6 +324,11 @@ labels! {
         ConnectionsPerWorker = "connections_per_worker",
         /// The kernel has no descriptors or memory for another connection: accept pauses.
         KernelFiles = "kernel_files",
+        /// `handshake.max_pending` steps of handshakes wait for the processor: accept pauses.
+        HandshakesPending = "handshakes_pending",
+        /// `handshake.queue_deadline` was over before a handshake's first step, or more waited than
+        /// may: the client got a reset.
+        HandshakesDropped = "handshakes_dropped",
         /// `limits.client_hello_bytes`.
         ClientHelloBytes = "client_hello_bytes",
         /// No free receive buffer: the receive waits a turn.

@@ -96,6 +96,14 @@ metrics! {
         "Completed handshakes by cipher suite";
     GROUPS: "handshakes_by_group_total" Counter Count ["worker", "group"]
         "Completed handshakes by key exchange group";
+    HANDSHAKE_QUEUE: "handshake_queue" Gauge Count ["worker", "queue"]
+        "Steps of handshakes that wait for the processor, in the order in which they are served";
+    HANDSHAKE_WAITS: "handshake_queue_wait_seconds" Histogram Seconds ["worker", "queue"]
+        "How long steps of handshakes waited for the processor; who was dropped is not among them";
+    HANDSHAKE_STEPS: "handshake_steps_total" Counter Count ["worker", "step", "key"]
+        "Steps of handshakes, by what they were and the certificate's key";
+    HANDSHAKE_CPU: "handshake_cpu_seconds_total" Counter Seconds ["worker", "step", "key"]
+        "Time that steps of handshakes took; its rate is the share of the core that they take";
     RESUMPTIONS: "resumptions_total" Counter Count ["worker", "kind", "result"]
         "Clients' offers to resume a session, by what they offered and what came of it";
     TICKETS: "tickets_issued_total" Counter Count ["worker"]

@@ -19,6 +19,7 @@ const CLIENT_HELLO: u8 = 1;
 const EXTENSION_SERVER_NAME: u16 = 0;
 const EXTENSION_ALPN: u16 = 16;
 const EXTENSION_SESSION_TICKET: u16 = 35;
+const EXTENSION_PRE_SHARED_KEY: u16 = 41;
 const EXTENSION_SUPPORTED_VERSIONS: u16 = 43;
 /// TLS 1.3 (RFC 8446).
 pub const TLS13: u16 = 0x0304;
@@ -82,6 +83,10 @@ pub struct ClientTraits {
     pub newest_version: u16,
     /// It takes session tickets of TLS 1.2 (RFC 5077 section 3.2).
     pub takes_tickets: bool,
+    /// It offers to go on with an earlier session: by ticket, by pre-shared key, or, where it does
+    /// not speak TLS 1.3 (which sends one for looks), by session ID. Whether that is any good is
+    /// for the session to say.
+    pub offers_session: bool,
 }
 
 impl Hello<'_> {
@@ -287,15 +292,16 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
     let mut hello = Hello {
         server_name: None,
         named_address: false,
-        client: ClientTraits { newest_version: 0, takes_tickets: false },
+        client: ClientTraits { newest_version: 0, takes_tickets: false, offers_session: false },
         record_bytes: framed.record_bytes,
         alpn: None,
     };
     let mut message = Cursor::new(bytes, framed.message_bytes);
     message.split(MESSAGE_HEADER_BYTES).ok_or(Fault::Decode)?;
     hello.client.newest_version = message.u16().ok_or(Fault::Decode)?.min(TLS12);
-    let extensions = extensions(&mut message).ok_or(Fault::Decode)?;
+    let (session_id_len, extensions) = extensions(&mut message).ok_or(Fault::Decode)?;
     let Some(mut extensions) = extensions else {
+        hello.client.offers_session = session_id_len > 0;
         return Ok(hello);
     };
     let mut seen_name = false;
@@ -312,7 +318,14 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
                 let list = protocols(body).ok_or(Fault::Decode)?;
                 hello.alpn.replace(list).is_some()
             }
-            EXTENSION_SESSION_TICKET => std::mem::replace(&mut hello.client.takes_tickets, true),
+            EXTENSION_SESSION_TICKET => {
+                hello.client.offers_session |= !body.is_empty();
+                std::mem::replace(&mut hello.client.takes_tickets, true)
+            }
+            EXTENSION_PRE_SHARED_KEY => {
+                hello.client.offers_session = true;
+                false
+            }
             EXTENSION_SUPPORTED_VERSIONS => {
                 hello.client.newest_version = newest_version(body).ok_or(Fault::Decode)?;
                 std::mem::replace(&mut seen_versions, true)
@@ -324,16 +337,13 @@ fn parse(bytes: &[u8], framed: Framed) -> Result<Hello<'_>, Fault> {
             return Err(Fault::RepeatedExtension);
         }
     }
+    hello.client.offers_session |= session_id_len > 0 && hello.client.newest_version < TLS13;
     Ok(hello)
 }
 
-/// Skips from behind the version to the extensions; `Some(None)`: a `ClientHello` without any, as
-/// TLS 1.2 allows.
-#[expect(
-    clippy::option_option,
-    reason = "the outer one is a broken message, the inner one an absent field"
-)]
-fn extensions<'a>(message: &mut Cursor<'a>) -> Option<Option<Cursor<'a>>> {
+/// Skips from behind the version to the extensions, and returns the session ID's length on the way.
+/// Without extensions, as TLS 1.2 allows, there is no cursor; `None`: the message is broken.
+fn extensions<'a>(message: &mut Cursor<'a>) -> Option<(usize, Option<Cursor<'a>>)> {
     const RANDOM_BYTES: usize = 32;
     message.split(RANDOM_BYTES)?;
     let session_id_len = message.length_8()?;
@@ -342,10 +352,10 @@ fn extensions<'a>(message: &mut Cursor<'a>) -> Option<Option<Cursor<'a>>> {
     let compressions = message.length_8()?;
     message.split(compressions)?;
     if message.is_empty() {
-        return Some(None);
+        return Some((session_id_len, None));
     }
     let extensions = message.vector_16()?;
-    message.is_empty().then_some(Some(extensions))
+    message.is_empty().then_some((session_id_len, Some(extensions)))
 }
 
 /// Reads the extension `server_name`: one host name; unknown kinds of names end the list, because

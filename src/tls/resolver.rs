@@ -1,5 +1,6 @@
 //! Server name to certificate. Runs on the data plane: a look-up allocates nothing.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 
 use crate::config::UnknownName;
 use crate::limits::SERVER_NAME_BYTES_MAX;
+use crate::telemetry::labels::KeyType;
 
 /// A certificate and the names to serve it for.
 #[derive(Debug, Clone)]
@@ -49,6 +51,7 @@ struct Choice {
     index: usize,
     /// What its key can sign with.
     schemes: Arc<[SignatureScheme]>,
+    key: KeyType,
     certified: Arc<CertifiedKey>,
 }
 
@@ -68,6 +71,7 @@ impl Resolver {
             let choice = Choice {
                 index,
                 schemes: schemes(&certificate.certified),
+                key: key_type(&certificate.certified),
                 certified: Arc::clone(&certificate.certified),
             };
             for name in &certificate.names {
@@ -112,10 +116,13 @@ impl Resolver {
         server_name: Option<&str>,
         offered: &[SignatureScheme],
     ) -> Option<&Arc<CertifiedKey>> {
+        self.choose(server_name, offered).map(|choice| &choice.certified)
+    }
+
+    fn choose(&self, server_name: Option<&str>, offered: &[SignatureScheme]) -> Option<&Choice> {
         let choices = self.choices(server_name)?;
         let verifiable = |choice: &&Choice| choice.schemes.iter().any(|s| offered.contains(s));
-        let chosen = choices.iter().find(verifiable).or(choices.first());
-        chosen.map(|choice| &choice.certified)
+        choices.iter().find(verifiable).or(choices.first())
     }
 
     fn choices(&self, server_name: Option<&str>) -> Option<&Choices> {
@@ -149,7 +156,34 @@ impl Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.select(hello.server_name(), hello.signature_schemes()).map(Arc::clone)
+        let choice = self.choose(hello.server_name(), hello.signature_schemes())?;
+        SHOWN.set(choice.key);
+        Some(Arc::clone(&choice.certified))
+    }
+}
+
+thread_local! {
+    /// rustls asks for a certificate without saying for which connection.
+    static SHOWN: Cell<KeyType> = const { Cell::new(KeyType::None) };
+}
+
+/// The key of the certificate that the handshake step just done on this thread has shown, once.
+pub fn take_shown_key() -> KeyType {
+    SHOWN.replace(KeyType::None)
+}
+
+fn key_type(certified: &CertifiedKey) -> KeyType {
+    // Lengths of a SubjectPublicKeyInfo in DER: of RSA a little more than the modulus's (RFC 8017
+    // appendix A.1.1), of ECDSA twice the field's (RFC 5480 section 2).
+    let spki = certified.key.public_key().map_or(0, |spki| spki.as_ref().len());
+    match (certified.key.algorithm(), spki) {
+        (SignatureAlgorithm::RSA, 1..=294) => KeyType::Rsa2048,
+        (SignatureAlgorithm::RSA, 295..=422) => KeyType::Rsa3072,
+        (SignatureAlgorithm::RSA, 423..) => KeyType::Rsa4096,
+        (SignatureAlgorithm::ECDSA, 91) => KeyType::EcdsaP256,
+        (SignatureAlgorithm::ECDSA, 120) => KeyType::EcdsaP384,
+        (SignatureAlgorithm::ED25519, _) => KeyType::Ed25519,
+        _ => KeyType::Other,
     }
 }
 

@@ -1,5 +1,5 @@
-//! Which accepts are armed, and when not: at the connection limit and while the kernel has no
-//! descriptors to give. Accept pauses; it never spins.
+//! Which accepts are armed, and when not: at the connection limit, while too many handshakes wait,
+//! and while the kernel has no descriptors to give. Accept pauses; it never spins.
 //!
 //! Every listening socket keeps up to [`ACCEPTS_ARMED`] single accepts in flight, each with its
 //! own slot, so that the kernel can tell us every client's address (a multishot accept has one
@@ -26,7 +26,7 @@ pub(super) struct Accepting {
     connections: u32,
     /// Accepts armed, by listening socket.
     armed: Vec<u32>,
-    /// The connection limit is reached.
+    /// The connection limit is reached, or too many handshakes wait.
     full: bool,
     /// Until when accept pauses after an error.
     paused_until: Option<Time>,
@@ -63,10 +63,16 @@ impl<I: Io> Worker<I> {
             return;
         }
         self.accepting.paused_until = None;
-        if self.table.open() >= self.accepting.connections {
+        // Handshakes: a quarter of them is done before accept goes on, so that it does not flutter.
+        let busy =
+            if self.accepting.full { !self.scheduler.has_room() } else { self.scheduler.is_full() };
+        let full = self.table.open() >= self.accepting.connections;
+        if full || busy {
             if !self.accepting.full {
                 self.accepting.full = true;
-                self.counters.limits.of(Limit::ConnectionsPerWorker).add(1);
+                let limit =
+                    if full { Limit::ConnectionsPerWorker } else { Limit::HandshakesPending };
+                self.counters.limits.of(limit).add(1);
                 self.counters.accept_paused.raise_to(1);
                 self.cancel_accepts();
             }

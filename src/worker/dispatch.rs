@@ -4,15 +4,23 @@
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::connection::common::Common;
 use crate::connection::context::Context;
 use crate::connection::{Connection, Delivery};
 use crate::io::{Completion, Io, Kind, Payload};
-use crate::telemetry::labels::{CloseReason, Limit};
+use crate::telemetry::labels::{CloseReason, HandshakeQueue, Label, Limit};
 
 use super::Worker;
+use super::scheduler::{Next, Waiting};
 use super::table::Entry;
+
+/// While established connections keep the worker busy in every turn, handshakes are owed this part
+/// of the time that those take: who is saturated still lets new clients in.
+const OWED_PART: u32 = 4;
+/// A turn counts as so long, at least.
+const TURN_MIN: Duration = Duration::from_micros(20);
 
 /// The context of one event, made of the worker's disjoint parts.
 macro_rules! context {
@@ -21,6 +29,7 @@ macro_rules! context {
             now: $worker.now,
             unix: $worker.unix,
             operations: &mut $worker.operations,
+            step_wanted: &mut $worker.step_wanted,
             pool: &mut $worker.pool,
             counters: &$worker.counters,
             resumption: &$worker.resumption,
@@ -68,6 +77,7 @@ impl<I: Io> Worker<I> {
             }
             return;
         };
+        self.served_established |= connection.is_established();
         let (received, delivery) = match payload {
             Payload::Received(at) => (Some(at), Delivery::None),
             Payload::Sent(buffer) => (None, Delivery::Sent(buffer)),
@@ -116,6 +126,70 @@ impl<I: Io> Worker<I> {
         self.after_event(slot, generation);
     }
 
+    /// Gives handshakes the time that is theirs in this turn.
+    pub(super) fn shake_hands(&mut self) {
+        if self.scheduler.is_empty() {
+            return;
+        }
+        let woken = self.now;
+        self.now = self.io.now();
+        let mut budget = self.snapshot.handshake.budget;
+        // Who is established goes first; but handshakes are not put off for ever.
+        if self.served_established {
+            self.owed += self.now.since(woken).max(TURN_MIN) / OWED_PART;
+            if self.owed < budget {
+                return;
+            }
+            budget = self.owed;
+        }
+        self.owed = Duration::ZERO;
+        let until = self.now + budget;
+        while let Some(next) = self.scheduler.next(self.now) {
+            match next {
+                Next::Drop(waiting) => self.drop_overdue(waiting),
+                Next::Step(queue, waiting) => {
+                    self.step(queue, waiting);
+                    if self.now >= until {
+                        break;
+                    }
+                }
+            }
+        }
+        for queue in HandshakeQueue::ALL {
+            let waiting = self.scheduler.waiting(*queue) as u64;
+            self.counters.handshake_queue.of(*queue).set(waiting);
+        }
+    }
+
+    /// One step of one handshake, and what it has cost.
+    fn step(&mut self, queue: HandshakeQueue, waiting: Waiting) {
+        let Waiting { slot, generation, since } = waiting;
+        let mut done = None;
+        self.with_connection(slot, generation, |connection, cx| done = connection.step(cx));
+        // It has gone meanwhile, and cost nothing.
+        let Some((step, key)) = done else {
+            return;
+        };
+        let begun = self.now;
+        self.now = self.io.after_step(step);
+        let nanos = u64::try_from(self.now.since(begun).as_nanos()).unwrap_or(u64::MAX);
+        let [steps, time] = self.counters.steps(step);
+        steps.of(key).add(1);
+        time.of(key).add(nanos);
+        self.counters.handshake_wait(queue).observe(begun.since(since));
+    }
+
+    fn drop_overdue(&mut self, waiting: Waiting) {
+        let Waiting { slot, generation, .. } = waiting;
+        let mut dropped = false;
+        self.with_connection(slot, generation, |connection, cx| {
+            dropped = connection.drop_overdue(cx);
+        });
+        if dropped {
+            self.counters.limits.of(Limit::HandshakesDropped).add(1);
+        }
+    }
+
     /// A stage has panicked: its connection ends, nobody else's does. What the kernel holds is
     /// with the `Io`, so that unwinding has freed none of it.
     fn contain_panic(&mut self, slot: u32, generation: u32) {
@@ -131,6 +205,9 @@ impl<I: Io> Worker<I> {
     /// done.
     fn after_event(&mut self, slot: u32, generation: u32) {
         self.submit_operations(slot, generation);
+        if let Some(queue) = self.step_wanted.take() {
+            self.scheduler.push(queue, Waiting { slot, generation, since: self.now });
+        }
         let Some(connection) = self.table.connection(slot, generation) else {
             return;
         };

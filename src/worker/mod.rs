@@ -5,6 +5,7 @@ pub mod accepting;
 pub mod command;
 pub mod dispatch;
 pub mod paged;
+pub mod scheduler;
 pub mod snapshot;
 pub mod table;
 pub mod timers;
@@ -12,6 +13,7 @@ pub mod timers;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::backend::balance::RoundRobin;
 use crate::io::buffer::Pool;
@@ -22,8 +24,12 @@ use crate::telemetry::labels::CloseReason;
 use crate::telemetry::record::Record;
 use crate::tls::resumption::bridge::{Beginnings, Resumption};
 
+use crate::config::Handshake;
+use crate::telemetry::labels::HandshakeQueue;
+
 use accepting::Accepting;
 use command::Command;
+use scheduler::Scheduler;
 use snapshot::{Local, Snapshot};
 use table::{Entry, Table};
 use timers::Timers;
@@ -102,6 +108,14 @@ pub struct Worker<I: Io> {
     /// its bytes waiting costs neither a poll nor a wake-up. A cancel must not overtake its target.
     last: Vec<(Token, Operation)>,
     expired: Vec<u32>,
+    /// Handshakes that wait for a step.
+    scheduler: Scheduler,
+    /// Where the connection that is handling an event wants to wait for a step.
+    step_wanted: Option<HandshakeQueue>,
+    /// An established connection had an event in this turn.
+    served_established: bool,
+    /// Time that handshakes have coming while established connections go first.
+    owed: Duration,
 }
 
 impl<I: Io> Worker<I> {
@@ -109,6 +123,8 @@ impl<I: Io> Worker<I> {
     pub fn new(mut io: I, setup: Setup) -> Self {
         let (now, unix) = (io.now(), io.unix());
         let cursors = cursors(&setup.snapshot, setup.index);
+        let Handshake { max_pending, queue_deadline, .. } = setup.snapshot.handshake;
+        let scheduler = Scheduler::new(max_pending, queue_deadline);
         let slots = slots(setup.connections, setup.binds.len());
         Self {
             io,
@@ -131,13 +147,19 @@ impl<I: Io> Worker<I> {
             operations: Vec::new(),
             last: Vec::new(),
             expired: Vec::new(),
+            scheduler,
+            step_wanted: None,
+            served_established: false,
+            owed: Duration::ZERO,
         }
     }
 
     /// One turn: arm accepts, submit and wait, reap and dispatch, fire timers.
     pub fn turn(&mut self) -> Progress {
         self.arm_accepts();
-        let deadline = self.wakes_at();
+        // While handshakes wait the ring is only looked at.
+        let waits = self.scheduler.is_empty();
+        let deadline = if waits { self.wakes_at() } else { Some(self.now) };
         let mut completions = std::mem::take(&mut self.completions);
         self.io.wait(deadline, &mut completions);
 
@@ -145,17 +167,20 @@ impl<I: Io> Worker<I> {
         self.unix = self.io.unix();
         self.counters.turns.add(1);
         self.counters.completions.add(completions.len() as u64);
+        self.served_established = false;
         for completion in completions.drain(..) {
             self.dispatch(completion);
         }
         self.completions = completions;
         self.fire_timers();
+        let woken = self.now;
+        self.shake_hands();
         self.finish_drain();
         for (token, operation) in self.last.drain(..) {
             self.io.submit(token, operation);
         }
 
-        let busy = self.io.now().since(self.now);
+        let busy = self.io.now().since(woken);
         let busy = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
         self.counters.busy_nanos.add(busy);
         self.counters.longest_turn_nanos.raise_to(busy);
@@ -214,6 +239,8 @@ impl<I: Io> Worker<I> {
             match command {
                 Command::Snapshot(snapshot) => {
                     self.cursors = cursors(&snapshot, self.index);
+                    let Handshake { max_pending, queue_deadline, .. } = snapshot.handshake;
+                    self.scheduler.set_bounds(max_pending, queue_deadline);
                     self.snapshot = Rc::new(Local::new(snapshot));
                 }
                 Command::TicketKeys(keys) => self.resumption.set_keys(keys),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::config::{ProxyVersion, Timeouts};
+use crate::config::{Handshake, ProxyVersion, Timeouts};
 use crate::io::Address;
 use crate::tls::terms::Terms;
 
@@ -14,6 +14,8 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// By index of the backend in the configuration.
     pub backends: Vec<Backend>,
+    /// How time is shared out to handshakes.
+    pub handshake: Handshake,
     /// Deadlines of every stage.
     pub timeouts: Timeouts,
     /// Bytes a client may send before its `ClientHello` is complete.

@@ -159,7 +159,10 @@ fn on_first_byte_a_client_that_ends_without_a_byte_is_answered_and_no_server_hea
     server.wait_metric("portcullis_connection_rests_total", 1.0);
     client::finish(tls);
     server.wait_closed("finished", 2);
-    client::reset_at_close(&client::connect(server.address).sock);
+    let tls = client::connect(server.address);
+    server.wait_handshakes("ok", 3);
+    client::reset_at_close(&tls.sock);
+    drop(tls);
     server.wait_closed("client_reset", 1);
     server.wait_idle();
     assert_eq!(echo.accepted(), 0);

@@ -32,6 +32,9 @@ pub(crate) struct Faults {
     pub(crate) receive_buffers: u16,
     /// The longest way of a segment, in microseconds.
     pub(crate) latency_micros: u64,
+    /// Not a fault: what the first step of a full handshake costs, in microseconds; others cost
+    /// less.
+    pub(crate) full_step_micros: u64,
     /// Conversations of which one side misbehaves.
     pub(crate) misbehaviour: u32,
     /// Conversations of which a connect fails.
@@ -61,6 +64,7 @@ impl Faults {
             receives_go_on: rate([0, 1, 1]) == 1,
             receive_buffers: u16::try_from(rate([2, 8, 64])).unwrap(),
             latency_micros: u64::from(rate([1, 1000, 30_000])),
+            full_step_micros: u64::from(rate([0, 100, 10_000])),
             misbehaviour: rate([0, 300, 700]),
             connect_failures: rate([0, 100, 500]),
         }

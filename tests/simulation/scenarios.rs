@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use portcullis::config::ProxyVersion;
 use portcullis::io::Time;
-use portcullis::telemetry::labels::{CloseReason, HandshakeOutcome};
+use portcullis::telemetry::labels::{
+    CloseReason, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
+};
 use portcullis::telemetry::record::Record;
 
 use crate::conversation::Conversation;
@@ -338,4 +340,62 @@ fn a_full_table_makes_clients_wait_and_loses_none() {
         record.as_ref().map(|one| one.reason) == Some(CloseReason::Finished)
     };
     assert!(outcome.records.iter().all(finished));
+}
+
+/// Steps of a full handshake that cost 10 ms, as an RSA key on a slow core does.
+fn slow_handshakes(setting: &mut Setting) {
+    setting.faults.full_step_micros = 10_000;
+    setting.connections = 256;
+    setting.handshake.max_pending = 1000;
+}
+
+#[test]
+fn an_overloaded_worker_spends_no_cryptography_on_those_it_drops() {
+    let mut setting = Setting::of(vec![Plan::echo(10); 200]);
+    slow_handshakes(&mut setting);
+    setting.handshake.queue_deadline = Duration::from_millis(100);
+    let outcome = setting.run();
+    let ended = |wanted| {
+        let records = outcome.records.iter().flatten();
+        records.filter(|record| record.handshake == wanted).count() as u64
+    };
+    let (ok, dropped) = (ended(HandshakeOutcome::Ok), ended(HandshakeOutcome::Overload));
+    assert_eq!(ok + dropped, 200);
+    assert!((5..=15).contains(&ok), "100 ms are ten steps: {ok} were done");
+    let [full, _] = outcome.counters.steps(HandshakeStep::Full);
+    let full: u64 = KeyType::ALL.iter().map(|key| full.of(*key).get()).sum();
+    assert_eq!(full, ok, "each step was for somebody who got through");
+    assert_eq!(outcome.counters.limits.of(Limit::HandshakesDropped).get(), dropped);
+    for queue in HandshakeQueue::ALL {
+        assert_eq!(outcome.counters.handshake_queue.of(*queue).get(), 0, "{queue}");
+    }
+}
+
+#[test]
+fn too_many_pending_handshakes_pause_accept_and_lose_nobody() {
+    let mut setting = Setting::of(vec![Plan::echo(10); 200]);
+    slow_handshakes(&mut setting);
+    setting.handshake.max_pending = 64;
+    setting.handshake.queue_deadline = Duration::from_secs(60);
+    let outcome = setting.run();
+    let paused = outcome.counters.limits.of(Limit::HandshakesPending).get();
+    assert!(paused > 1, "it goes on and pauses again: {paused}");
+    assert_eq!(outcome.counters.handshakes.of(HandshakeOutcome::Ok).get(), 200);
+    assert_eq!(outcome.counters.accept_paused.get(), 0);
+}
+
+#[test]
+fn a_flood_of_handshakes_holds_up_those_before_it_by_a_step_each_time() {
+    let mut setting = Setting::of(vec![Plan::echo(10)]);
+    slow_handshakes(&mut setting);
+    // While the first step of the first client is done.
+    let flood = Time(5_000_000);
+    setting.clients.extend((0..100).map(|_| (flood, Plan::echo(10))));
+    let outcome = setting.run();
+    let record = outcome.records[0].as_ref().expect("it was accepted");
+    assert_eq!(record.reason, CloseReason::Finished);
+    // Its own step, and one of somebody else's each time that it has to be looked at: its Finished,
+    // the connect, the request, the reply, the ends. All of the flood's would take 1.1 s.
+    assert!(record.total_nanos < 200_000_000, "{record:#?}");
+    assert_eq!(outcome.counters.handshakes.of(HandshakeOutcome::Ok).get(), 101);
 }

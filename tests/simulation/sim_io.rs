@@ -11,10 +11,12 @@
 //!   for: a cancel's, after its target's was enough to free the slot.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use portcullis::io::{
     Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
 };
+use portcullis::telemetry::labels::HandshakeStep;
 use portcullis::worker::command::Command;
 
 use crate::execute;
@@ -310,6 +312,17 @@ impl Io for SimIo {
     }
 
     fn now(&mut self) -> Time {
+        self.world.now
+    }
+
+    fn after_step(&mut self, step: HandshakeStep) -> Time {
+        let full = self.world.faults.full_step_micros;
+        let micros = match step {
+            HandshakeStep::Full | HandshakeStep::Failed => full,
+            HandshakeStep::Resumed => full / 2,
+            HandshakeStep::Later => full / 10,
+        };
+        self.world.now = self.world.now + Duration::from_micros(micros);
         self.world.now
     }
 

@@ -177,7 +177,7 @@ pub struct Made {
 impl Attempt {
     /// The attempt of a client that asks for a name, in a `ClientHello` that is complete.
     pub fn new(name: Fingerprint, client: ClientTraits, offers_tls13: bool) -> Self {
-        let ClientTraits { newest_version, takes_tickets } = client;
+        let ClientTraits { newest_version, takes_tickets, .. } = client;
         let has_no_id = newest_version == TLS13;
         Self {
             name,

@@ -34,7 +34,8 @@ struct Server {
 
 struct Client(Arc<ClientConfig>);
 
-const TLS13_CLIENT: ClientTraits = ClientTraits { newest_version: TLS13, takes_tickets: true };
+const TLS13_CLIENT: ClientTraits =
+    ClientTraits { newest_version: TLS13, takes_tickets: true, offers_session: true };
 
 /// How one handshake ended.
 type Outcome = (HandshakeKind, Option<(ResumptionKind, ResumptionResult)>);
@@ -245,7 +246,7 @@ fn a_session_of_one_name_never_goes_on_at_another() {
         returning.write_tls(&mut bytes).unwrap();
         rename(&mut bytes);
         let newest_version = if version == TlsVersion::Tls13 { TLS13 } else { TLS12 };
-        let traits = ClientTraits { newest_version, takes_tickets: true };
+        let traits = ClientTraits { newest_version, takes_tickets: true, offers_session: true };
         let name = name_fingerprint(Some("b.example"));
         let mut attempt = Attempt::new(name, traits, version == TlsVersion::Tls13);
         during(&server.workers[0], &mut attempt, server.unix, || {
@@ -409,7 +410,7 @@ fn what_expired_in_a_workers_own_cache_has_expired() {
         ..Beginnings::for_tests()
     }));
     let bridge = Bridge::new("https", [0; 8]);
-    let traits = ClientTraits { newest_version: TLS12, takes_tickets: false };
+    let traits = ClientTraits { newest_version: TLS12, takes_tickets: false, offers_session: true };
     let mut attempt = Attempt::new([0; 8], traits, false);
     during(&own, &mut attempt, server.unix, || bridge.put(vec![7; 32], vec![0]));
     // It had to leave the cache of all workers.
