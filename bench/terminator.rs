@@ -10,7 +10,6 @@ mod support;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::thread;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
@@ -22,7 +21,8 @@ use support::client::{Clients, Until};
 use support::cpu::{self, Placement};
 use support::knocks::Knocks;
 use support::origin::Origin;
-use support::server::{Program, Server};
+use support::program::Program;
+use support::server::Server;
 use support::work::{FULL, FULL12, REQUEST, REQUEST_16K, SESSION_ID12, TICKET12, TICKET13, Work};
 use support::{Error, Result};
 
@@ -133,7 +133,7 @@ fn give_up(name: &str, error: &Error) -> ! {
 
 /// One thread's clients.
 enum Crowd {
-    Tls(Clients),
+    Tls(Box<Clients>),
     Knock(Knocks),
 }
 
@@ -168,13 +168,15 @@ impl Bed {
             Program::portcullis("portcullis", Path::new(env!("CARGO_BIN_EXE_portcullis")));
         cpu::pin(&placement.clients)?;
         let origin = Origin::start(work, &placement.clients)?;
-        let server = Server::start(&program, &certificate, origin.address, placement, work)?;
+        let server = Server::start(&program, &certificate, Some(origin.address), placement, work)?;
         let cpus = placement.clients.iter().copied().cycle();
         let crowds = cpus
             .take(placement.server.len())
             .map(|cpu| {
                 let crowd = match load {
-                    Tls(..) => Crowd::Tls(Clients::connect(server.address, work, &certificate)?),
+                    Tls(..) => {
+                        Crowd::Tls(Box::new(Clients::connect(server.address, work, &certificate)?))
+                    }
                     Knock => Crowd::Knock(Knocks::new(server.address)?),
                 };
                 Ok((cpu, crowd))
@@ -188,18 +190,9 @@ impl Bed {
     fn measure(&mut self, operations: u64) -> Result<Duration> {
         let before = self.server.cpu_time()?;
         let count = self.crowds.len() as u64;
-        thread::scope(|scope| {
-            let running: Vec<_> = (0..count)
-                .zip(&mut self.crowds)
-                .map(|(at, (cpu, crowd))| {
-                    // What cannot be shared out evenly goes to the first.
-                    let share = operations / count + u64::from(at < operations % count);
-                    scope.spawn(move || cpu::pin(&[*cpu]).and_then(|()| crowd.run(share)))
-                })
-                .collect();
-            running
-                .into_iter()
-                .try_for_each(|thread| thread.join().map_err(|_| "a client's thread panicked")?)
+        cpu::on_each(&mut self.crowds, |at, crowd| {
+            // What cannot be shared out evenly goes to the first.
+            crowd.run(operations / count + u64::from(at < operations % count))
         })?;
         Ok((self.server.cpu_time()? - before).used)
     }

@@ -1,82 +1,36 @@
-//! Portcullis against haproxy and nginx: server CPU time per operation, one worker each, on one
-//! machine, in one interleaved run. See `bench/README.md`.
+//! Portcullis against haproxy, nginx, hitch and stunnel, on one machine, in one interleaved run:
+//! server CPU time per operation, latency, system calls and memory. See `bench/README.md`.
 //!
 //! A `[[bench]]` and not an example, because only then cargo builds the binary under test with it,
 //! in the same profile, and tells where that is.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "the table is the program's product")]
+#![expect(clippy::print_stdout, reason = "the tables are the program's product")]
 
+mod chart;
+mod markdown;
+mod options;
+mod results;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::fs;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use clap::Parser;
-
+use options::Options;
+use results::{Comparison, Entry, Memory, Results};
 use support::Result;
-use support::certificate::{Certificate, KeyKind};
-use support::client::{Clients, Until};
-use support::cpu::{self, Placement};
-use support::origin::Origin;
-use support::server::{Program, Server};
-use support::work::Work;
-
-/// Measures server CPU time per operation of Portcullis and its peers.
-#[derive(Debug, Parser)]
-struct Options {
-    /// Times that every server is measured, interleaved.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Kinds of work: `full`, `full12`, `ticket13`, `ticket12`, `session_id12`, `request`,
-    /// `request1000`, `request16k`, `bulk_down`, `bulk_up`.
-    #[arg(long, value_delimiter = ',', default_value = "full,request")]
-    only: Vec<Work>,
-    /// Servers: portcullis, haproxy, nginx. Peers that are not installed are skipped.
-    #[arg(long, value_delimiter = ',', default_value = "portcullis,haproxy,nginx")]
-    servers: Vec<String>,
-    /// Another build of Portcullis to measure in the same run, as NAME=PATH; may be repeated.
-    #[arg(long, value_name = "NAME=PATH")]
-    binary: Vec<String>,
-    /// Connections at once, instead of each work's own number.
-    #[arg(long)]
-    connections: Option<usize>,
-    /// Key of the certificate.
-    #[arg(long, value_enum, default_value = "ecdsa")]
-    certificate: KeyKind,
-    /// Seconds of each measurement.
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
-    /// Seconds of load before each measurement.
-    #[arg(long, default_value_t = 1.0)]
-    warm_up: f64,
-    /// One short round of everything asked for: does it work at all? Figures mean nothing.
-    #[arg(long)]
-    test: bool,
-    /// Passed by `cargo bench`; without it `--test` is in force.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
-/// One measurement.
-#[derive(Debug, Clone, Copy)]
-struct Sample {
-    /// Server CPU time per operation in microseconds; for bulk work seconds per GiB.
-    cost: f64,
-    /// Operations per second; for bulk work GiB per second.
-    rate: f64,
-    /// Share of the time that the server was on its CPU.
-    busy: f64,
-    /// Share of the time that the server wanted its CPU and others had it.
-    queued: f64,
-    /// Share of the handshakes that resumed a session; none where connections are kept.
-    resumed: Option<f64>,
-}
+use support::certificate::Certificate;
+use support::cpu::Placement;
+use support::measure::{self, Conditions};
+use support::program::Program;
+use support::report;
+use support::spread::Spread;
+use support::work::{REQUEST, Work};
 
 fn main() -> ExitCode {
-    match run(Options::parse()) {
+    match run(&Options::from_command_line()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -86,181 +40,138 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures and prints everything. False: a server failed at some work.
-fn run(mut options: Options) -> Result<bool> {
-    // As criterion does: without `--bench`, under `cargo test --all-targets`, only a smoke run.
-    if options.test || !options.bench {
-        options = Options { rounds: 1, seconds: 0.2, warm_up: 0.1, ..options };
-    }
-    let programs = programs(&options)?;
+/// Measures, prints and writes everything. False: a server failed that must not.
+fn run(options: &Options) -> Result<bool> {
+    let (programs, versions): (Vec<_>, Vec<_>) = options.programs()?.into_iter().unzip();
+    let works = options.works()?;
     support::raise_open_files()?;
-    let placement = Placement::choose(1)?;
     let directory = tempfile::tempdir()?;
     let certificate = Certificate::create(options.certificate, directory.path())?;
-    println!(
-        "{}; {:?} certificate, AES-128-GCM with SHA-256, X25519",
-        placement.describe(),
-        options.certificate
-    );
-    for program in &programs {
-        println!("{}: {}", program.name, program.version()?);
-    }
-    let mut all_served = true;
-    for &work in &options.only {
-        let connections = options.connections.unwrap_or(work.connections);
-        let work = Work { connections, ..work };
-        let mut samples = vec![Vec::new(); programs.len()];
-        for round in 0..options.rounds {
-            for (program, samples) in programs.iter().zip(&mut samples) {
-                match measure(program, work, &certificate, &placement, &options) {
-                    Ok(sample) => samples.push(sample),
-                    Err(error) => {
-                        all_served = false;
-                        println!("{} round {round}: {error}", work.name);
-                    }
-                }
-            }
-        }
-        print_table(work, &programs, &samples);
-    }
-    Ok(all_served)
-}
-
-/// The programs to measure, in the order they are measured.
-fn programs(options: &Options) -> Result<Vec<Program>> {
-    let ours = Path::new(env!("CARGO_BIN_EXE_portcullis"));
-    let mut programs = Vec::new();
-    for name in &options.servers {
-        let peer = match name.as_str() {
-            "portcullis" => {
-                programs.push(Program::portcullis("portcullis", ours));
-                continue;
-            }
-            "haproxy" => Program::haproxy(),
-            "nginx" => Program::nginx(),
-            _ => return Err(format!("no such server: {name}").into()),
-        };
-        match peer.version() {
-            Ok(_) => programs.push(peer),
-            Err(error) => println!("{name}: skipped, cannot be run ({error})"),
-        }
-    }
-    for pair in &options.binary {
-        let (name, path) = pair.split_once('=').ok_or("--binary wants NAME=PATH")?;
-        programs.push(Program::portcullis(name, &PathBuf::from(path)));
-    }
-    Ok(programs)
-}
-
-/// One measurement of `program` with a fresh process, origin and ports.
-fn measure(
-    program: &Program,
-    work: Work,
-    certificate: &Certificate,
-    placement: &Placement,
-    options: &Options,
-) -> Result<Sample> {
-    cpu::pin(&placement.clients)?;
-    let origin = Origin::start(work, &placement.clients)?;
-    let server = Server::start(program, certificate, origin.address, placement, work)?;
-    load(&server, work, certificate, options).map_err(|error| server.explain(&program.name, &error))
-}
-
-fn load(
-    server: &Server,
-    work: Work,
-    certificate: &Certificate,
-    options: &Options,
-) -> Result<Sample> {
-    let mut clients = Clients::connect(server.address, work, certificate)?;
-    clients.run(Until::Time(Instant::now() + Duration::from_secs_f64(options.warm_up)))?;
-    let cpu_before = server.cpu_time()?;
-    let started = Instant::now();
-    let done = clients.run(Until::Time(started + Duration::from_secs_f64(options.seconds)))?;
-    let elapsed = started.elapsed().as_secs_f64();
-    let spent = server.cpu_time()? - cpu_before;
-    if done.progress == 0 {
-        return Err("nothing was completed in the measured time".into());
-    }
-    #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
-    let (units, scale) = if work.is_bulk() {
-        (done.progress as f64 / f64::from(1 << 30), 1.0)
-    } else {
-        (done.progress as f64, 1e6)
-    };
-    Ok(Sample {
-        cost: spent.used.as_secs_f64() * scale / units,
-        rate: units / elapsed,
-        busy: spent.used.as_secs_f64() / elapsed,
-        queued: spent.queued.as_secs_f64() / elapsed,
-        resumed: done.resumed_share(),
-    })
-}
-
-/// Minimum, median and maximum; `None` without a value.
-fn spread(values: impl Iterator<Item = f64>) -> Option<(f64, f64, f64)> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let median = *values.get(values.len() / 2)?;
-    Some((*values.first()?, median, *values.last()?))
-}
-
-/// The median of what one server costs against another in the same round, which the clock speed of
-/// a shared host hardly touches; `None` where a round failed.
-fn median_ratio(samples: &[Sample], best: &[Sample]) -> Option<f64> {
-    let ratios = samples.iter().zip(best).map(|(this, best)| this.cost / best.cost);
-    let median = spread(ratios)?.1;
-    (samples.len() == best.len()).then_some(median)
-}
-
-fn print_table(work: Work, programs: &[Program], samples: &[Vec<Sample>]) {
-    let cost = |samples: &[Sample]| spread(samples.iter().map(|sample| sample.cost));
-    let best_peer = programs
+    let placements: Vec<_> =
+        options.workers.iter().map(|workers| Placement::choose(*workers)).collect::<Result<_>>()?;
+    let with_strace = options.with_strace()?;
+    let conditions: Vec<_> = placements
         .iter()
-        .zip(samples)
-        .filter(|(program, _)| program.template != "portcullis.toml")
-        .filter_map(|(_, samples)| Some((cost(samples)?.1, samples)))
-        .min_by(|(one, _), (other, _)| one.total_cmp(other));
-    println!(
-        "\n{}: {}, {} connections, server CPU {}\n\
-         {:14} {:>9} {:>9} {:>9} {:>11} {:>10} {:>6} {:>7} {:>8}",
-        work.name,
-        work.handshake_words(),
-        work.connections,
-        work.unit(),
-        "server",
-        "min",
-        "median",
-        "max",
-        "x best peer",
-        if work.is_bulk() { "GiB/s" } else { "ops/s" },
-        "busy%",
-        "queued%",
-        "resumed%",
-    );
-    for (program, samples) in programs.iter().zip(samples) {
-        let Some((min, median, max)) = cost(samples) else {
-            println!("{:14} failed", program.name);
-            continue;
-        };
-        let middle =
-            |field: fn(&Sample) -> f64| spread(samples.iter().map(field)).map_or(0.0, |s| s.1);
-        let ratio = best_peer.and_then(|(_, best)| median_ratio(samples, best));
-        let ratio = ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
-        let resumed = spread(samples.iter().filter_map(|sample| sample.resumed))
-            .map_or_else(|| "-".into(), |(least, _, _)| format!("{:.2}", 100.0 * least));
-        let digits = if work.is_bulk() { 2 } else { 0 };
-        println!(
-            "{:14} {min:9.2} {median:9.2} {max:9.2} {ratio:>11} {:10.digits$} {:6.0} {:7.0} \
-             {resumed:>8}",
-            program.name,
-            middle(|sample| sample.rate),
-            100.0 * middle(|sample| sample.busy),
-            100.0 * middle(|sample| sample.queued),
-        );
-        let saturated = middle(|sample| sample.busy + sample.queued) > 0.9;
-        if !saturated {
-            println!("{:14} not saturated: the clients could not keep it busy", "");
+        .map(|placement| Conditions {
+            certificate: &certificate,
+            placement,
+            warm_up: Duration::from_secs_f64(options.warm_up),
+            measured: Duration::from_secs_f64(options.seconds),
+            with_origin: true,
+            with_strace,
+        })
+        .collect();
+    let command: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let mut results = Results {
+        machine: report::machine()?,
+        command: format!("cargo bench --bench peers -- {}", command.join(" ")),
+        certificate: format!("{:?}", options.certificate).to_lowercase(),
+        versions: programs.iter().map(|program| program.name.clone()).zip(versions).collect(),
+        placements: placements.iter().map(Placement::describe).collect(),
+        rounds: options.rounds,
+        seconds: options.seconds,
+        idle: options.idle,
+        comparisons: Vec::new(),
+        memory: Vec::new(),
+    };
+    println!("{}", markdown::head(&results)?);
+    for work in works {
+        let comparison = compare(work, &programs, &conditions, options.rounds);
+        println!("{}", markdown::comparison(&comparison)?);
+        results.comparisons.push(comparison);
+    }
+    if options.idle > 0 {
+        for conditions in &conditions {
+            results.memory.extend(memory(&programs, conditions, options));
         }
+        println!("{}", markdown::memory(&results)?);
+    }
+    write(&results, options)?;
+    Ok(has_worked(&results, options))
+}
+
+/// Whether Portcullis has always served. What a peer cannot do is in the tables; in a smoke run it
+/// must have served, too.
+fn has_worked(results: &Results, options: &Options) -> bool {
+    let counts = |ours: bool| ours || options.is_smoke_run();
+    let mut entries = results.comparisons.iter().flat_map(|comparison| &comparison.entries);
+    let mut memory = results.memory.iter();
+    entries.all(|entry| entry.errors.is_empty() || !counts(entry.ours))
+        && memory.all(|memory| memory.errors.is_empty() || !counts(memory.ours))
+}
+
+/// Runs every program `rounds` times, one after the other in each round. What each round gave
+/// stands with its program, and so does why it gave nothing.
+fn interleaved<T>(
+    programs: &[Program],
+    rounds: usize,
+    measure: impl Fn(&Program) -> Result<T>,
+) -> Vec<(Vec<T>, Vec<String>)> {
+    let mut all: Vec<_> = programs.iter().map(|_| (Vec::new(), Vec::new())).collect();
+    for round in 0..rounds {
+        for (program, (samples, errors)) in programs.iter().zip(&mut all) {
+            match measure(program) {
+                Ok(sample) => samples.push(sample),
+                Err(error) => errors.push(format!("round {round}: {error}")),
+            }
+        }
+    }
+    all
+}
+
+/// All programs at one kind of work.
+fn compare(
+    work: Work,
+    programs: &[Program],
+    conditions: &[Conditions<'_>],
+    rounds: usize,
+) -> Comparison {
+    let mut comparison = Comparison::new(work);
+    for conditions in conditions {
+        let workers = conditions.placement.server.len();
+        let measured =
+            interleaved(programs, rounds, |program| measure::sample(program, work, conditions));
+        let entries = programs
+            .iter()
+            .zip(measured)
+            .map(|(program, (samples, errors))| Entry::new(program, workers, samples, errors));
+        comparison.add(entries.collect());
+    }
+    comparison
+}
+
+/// Memory of all programs per idle connection.
+fn memory(programs: &[Program], conditions: &Conditions<'_>, options: &Options) -> Vec<Memory> {
+    let measured = interleaved(programs, options.rounds, |program| {
+        measure::memory_per_connection(program, REQUEST, options.idle, false, conditions)
+    });
+    programs
+        .iter()
+        .zip(measured)
+        .map(|(program, (samples, errors))| Memory {
+            server: program.name.clone(),
+            ours: program.is_ours(),
+            workers: conditions.placement.server.len(),
+            bytes: Spread::of(samples.iter().copied()),
+            samples,
+            errors,
+        })
+        .collect()
+}
+
+/// Writes the files, and the section of the results if wanted.
+fn write(results: &Results, options: &Options) -> Result<()> {
+    let directory = &options.output;
+    fs::create_dir_all(directory)?;
+    let text = markdown::whole(results)?;
+    fs::write(directory.join("results.json"), serde_json::to_string_pretty(results)?)?;
+    fs::write(directory.join("results.md"), format!("# Portcullis and its peers\n\n{text}"))?;
+    chart::draw(results, &directory.join("chart.svg"))?;
+    println!("written: results.json, results.md and chart.svg in {}", directory.display());
+    match &options.results {
+        Some(path) => {
+            report::replace_section(path, &format!("peers {}", results.certificate), &text)
+        }
+        None => Ok(()),
     }
 }

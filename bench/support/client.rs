@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
@@ -27,6 +28,9 @@ const CHUNK_BYTES: u64 = 16 * 1024;
 const CHUNKS_PER_TURN: usize = 16;
 /// With no event for this long the server under test hangs.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Significant digits of latencies.
+const LATENCY_DIGITS: u8 = 3;
 
 /// Share of handshakes that must be of the kind that the work names, else the figure is another's.
 const RIGHT_KIND_MIN: f64 = 0.999;
@@ -65,6 +69,8 @@ struct Connection {
     /// Bytes of the answer not received yet.
     awaited: u64,
     wants_out: bool,
+    /// Of the operation in hand.
+    began: Instant,
 }
 
 /// What one event did.
@@ -76,7 +82,7 @@ struct Moved {
 }
 
 /// What a run completed.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Done {
     /// Operations; for bulk work bytes.
     pub(crate) progress: u64,
@@ -84,18 +90,36 @@ pub(crate) struct Done {
     pub(crate) handshakes: u64,
     /// Those of them that resumed a session.
     pub(crate) resumed: u64,
+    /// Microseconds from asking to the last byte of the answer; where connections are not kept,
+    /// from the beginning of the connect. Empty for bulk work.
+    pub(crate) latency: Histogram<u64>,
 }
 
 impl Done {
+    /// # Errors
+    /// Never: the histogram's precision is one that it takes.
+    pub(crate) fn nothing() -> Result<Self> {
+        let latency = Histogram::new(LATENCY_DIGITS)?;
+        Ok(Self { progress: 0, handshakes: 0, resumed: 0, latency })
+    }
+
+    /// Adds what other clients completed in the same time.
+    pub(crate) fn add(&mut self, other: &Self) -> Result<()> {
+        self.progress += other.progress;
+        self.handshakes += other.handshakes;
+        self.resumed += other.resumed;
+        Ok(self.latency.add(&other.latency)?)
+    }
+
     /// Share of the handshakes that resumed a session; `None` if there was no handshake.
     #[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
-    pub(crate) fn resumed_share(self) -> Option<f64> {
+    pub(crate) fn resumed_share(&self) -> Option<f64> {
         (self.handshakes > 0).then(|| self.resumed as f64 / self.handshakes as f64)
     }
 
     /// # Errors
     /// The handshakes were not what `work` says.
-    fn check(self, work: Work) -> Result<()> {
+    fn check(&self, work: Work) -> Result<()> {
         let Some(share) = self.resumed_share() else {
             return Ok(());
         };
@@ -158,7 +182,7 @@ impl Clients {
             scratch: vec![0; 256 * 1024],
             opened: 0,
             budget: 0,
-            done: Done::default(),
+            done: Done::nothing()?,
         };
         if !work.closes {
             clients.run(Until::Connected)?;
@@ -181,11 +205,11 @@ impl Clients {
     pub(crate) fn run(&mut self, until: Until) -> Result<Done> {
         self.drive(until)?;
         self.done.check(self.work)?;
-        Ok(self.done)
+        Ok(std::mem::replace(&mut self.done, Done::nothing()?))
     }
 
     fn drive(&mut self, until: Until) -> Result<()> {
-        self.done = Done::default();
+        self.done = Done::nothing()?;
         self.budget = match until {
             Until::Operations(count) => count,
             Until::Time(_) => u64::MAX,
@@ -246,6 +270,7 @@ impl Clients {
                 unsent: 0,
                 awaited: 0,
                 wants_out: false,
+                began: Instant::now(),
             });
             if self.work.closes {
                 self.budget -= 1;
@@ -255,6 +280,7 @@ impl Clients {
         }
         if let Some(connection) = slot {
             if connection.phase == Phase::Idle {
+                connection.began = Instant::now();
                 connection.ask(self.work);
             }
             let sent = connection.flush(&self.epoll, at)?;
@@ -279,6 +305,10 @@ impl Clients {
             let resumed = connection.tls.handshake_kind() == Some(HandshakeKind::Resumed);
             self.done.handshakes += 1;
             self.done.resumed += u64::from(resumed);
+        }
+        if phase == Phase::Answer && connection.phase != phase {
+            let took = connection.began.elapsed().as_micros();
+            self.done.latency.record(u64::try_from(took)?)?;
         }
         let answered = phase == Phase::Answer && connection.phase == Phase::Idle;
         if moved.ended {

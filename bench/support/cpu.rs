@@ -1,74 +1,13 @@
-//! CPU time of a process tree, and which CPUs the two sides of a benchmark run on.
+//! Which CPUs the two sides of a benchmark run on.
 
 use std::fs;
-use std::iter::Sum;
-use std::ops::{Add, Sub};
-use std::time::Duration;
+use std::thread;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use portcullis::control::topology;
 
 use super::Result;
-
-/// What the scheduler gave to a process, and what it made it wait.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct CpuTime {
-    /// Time on a CPU, user and system.
-    pub(crate) used: Duration,
-    /// Time runnable but waiting for the CPU, because others had it.
-    pub(crate) queued: Duration,
-}
-
-impl Add for CpuTime {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { used: self.used + other.used, queued: self.queued + other.queued }
-    }
-}
-
-impl Sub for CpuTime {
-    type Output = Self;
-
-    fn sub(self, before: Self) -> Self {
-        Self {
-            used: self.used.saturating_sub(before.used),
-            queued: self.queued.saturating_sub(before.queued),
-        }
-    }
-}
-
-impl Sum for CpuTime {
-    fn sum<I: Iterator<Item = Self>>(times: I) -> Self {
-        times.fold(Self::default(), Add::add)
-    }
-}
-
-/// CPU time so far of process `pid`, of all its live threads, and of its live children.
-///
-/// # Source
-/// `/proc/PID/task/TID/schedstat`, in nanoseconds (kernel documentation, sched-stats): finer than
-/// the clock ticks of `proc_pid_stat(5)`. Children from `proc_tid_children(5)`.
-pub(crate) fn of_process(pid: u32) -> Result<CpuTime> {
-    let mut time = CpuTime::default();
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let task = task?.path();
-        // A thread that ended since the directory was read has nothing to say any more.
-        let Ok(line) = fs::read_to_string(task.join("schedstat")) else {
-            continue;
-        };
-        let mut fields =
-            line.split_ascii_whitespace().map(str::parse).map_while(std::result::Result::ok);
-        time.used += Duration::from_nanos(fields.next().unwrap_or(0));
-        time.queued += Duration::from_nanos(fields.next().unwrap_or(0));
-        let children = fs::read_to_string(task.join("children")).unwrap_or_default();
-        for child in children.split_ascii_whitespace() {
-            time = time + of_process(child.parse()?)?;
-        }
-    }
-    Ok(time)
-}
 
 /// Which CPUs the process under test and everything else run on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +87,12 @@ pub(crate) fn list(cpus: &[usize]) -> String {
     cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// CPU numbers as bits, the last digit for CPU 0.
+pub(crate) fn mask(cpus: &[usize]) -> String {
+    let last = cpus.iter().max().copied().unwrap_or(0);
+    (0..=last).rev().map(|cpu| if cpus.contains(&cpu) { '1' } else { '0' }).collect()
+}
+
 /// CPUs of the same physical core, `cpu` included where the kernel says.
 fn siblings(cpu: usize) -> Vec<usize> {
     let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
@@ -168,4 +113,28 @@ pub(crate) fn pin(cpus: &[usize]) -> Result<()> {
         set.set(cpu)?;
     }
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// Has each of `crowds` act, in a thread of its own on its own CPU, and waits for all. They are
+/// told which of them they are.
+///
+/// # Errors
+/// The first that failed, in their order.
+pub(crate) fn on_each<T: Send, R: Send>(
+    crowds: &mut [(usize, T)],
+    act: impl Fn(u64, &mut T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let act = &act;
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..)
+            .zip(crowds)
+            .map(|(at, (cpu, crowd))| {
+                scope.spawn(move || pin(&[*cpu]).and_then(|()| act(at, crowd)))
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| "a client's thread panicked")?)
+            .collect()
+    })
 }

@@ -2,8 +2,8 @@
 //! clients in front of it.
 //!
 //! The process under test has CPUs of its own where there are enough; origin and clients share
-//! others. What is measured is the CPU time of the process under test alone (see `cpu`), so the
-//! cost of origin and clients is never in a figure.
+//! others. What is measured is the CPU time of the process under test alone, so the cost of origin
+//! and clients is never in a figure.
 
 #![allow(dead_code, reason = "each benchmark uses its own part")]
 
@@ -11,8 +11,13 @@ pub(crate) mod certificate;
 pub(crate) mod client;
 pub(crate) mod cpu;
 pub(crate) mod knocks;
+pub(crate) mod measure;
 pub(crate) mod origin;
+pub(crate) mod program;
+pub(crate) mod report;
 pub(crate) mod server;
+pub(crate) mod spread;
+pub(crate) mod strace;
 pub(crate) mod work;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};

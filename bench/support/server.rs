@@ -3,19 +3,21 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
+use portcullis::load::process::{self, CpuTime};
 use rustls::{ClientConnection, NamedGroup};
 use rustls_pki_types::ServerName;
 use tempfile::TempDir;
 
 use super::certificate::{Certificate, NAME};
-use super::cpu::{self, CpuTime, Placement};
+use super::cpu::{self, Placement};
+use super::program::Program;
 use super::work::Work;
 use super::{Error, Result, free_address, payload};
 
@@ -23,68 +25,6 @@ use super::{Error, Result, free_address, payload};
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a server may take to end after SIGTERM before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
-
-/// A program that terminates TLS.
-#[derive(Debug, Clone)]
-pub(crate) struct Program {
-    /// Name in tables.
-    pub(crate) name: String,
-    /// What to run.
-    pub(crate) path: PathBuf,
-    /// Its arguments; `@CONFIG@` and `@DIRECTORY@` are replaced.
-    pub(crate) arguments: &'static [&'static str],
-    /// Arguments that make it print its version.
-    pub(crate) version_arguments: &'static [&'static str],
-    /// File name of its template in `bench/peers`.
-    pub(crate) template: &'static str,
-}
-
-impl Program {
-    /// Portcullis as cargo built it for this benchmark, or another build of it.
-    pub(crate) fn portcullis(name: &str, path: &Path) -> Self {
-        Self {
-            name: name.to_owned(),
-            path: path.to_owned(),
-            arguments: &["run", "--config", "@CONFIG@"],
-            version_arguments: &["--version"],
-            template: "portcullis.toml",
-        }
-    }
-
-    /// haproxy from the search path, in the foreground.
-    pub(crate) fn haproxy() -> Self {
-        Self {
-            name: "haproxy".into(),
-            path: "haproxy".into(),
-            arguments: &["-db", "-q", "-f", "@CONFIG@"],
-            version_arguments: &["-v"],
-            template: "haproxy.cfg",
-        }
-    }
-
-    /// nginx from the search path, in the foreground.
-    pub(crate) fn nginx() -> Self {
-        Self {
-            name: "nginx".into(),
-            path: "nginx".into(),
-            arguments: &["-p", "@DIRECTORY@", "-e", "stderr", "-c", "@CONFIG@"],
-            version_arguments: &["-v"],
-            template: "nginx.conf",
-        }
-    }
-
-    /// The first line that the program prints about its version.
-    ///
-    /// # Errors
-    /// The program is not installed or cannot be run.
-    pub(crate) fn version(&self) -> Result<String> {
-        let output = Command::new(&self.path).args(self.version_arguments).output()?;
-        // nginx prints its version on the standard error.
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text);
-        Ok(text.lines().next().unwrap_or("no version").trim().to_owned())
-    }
-}
 
 /// A running server; it is stopped when this is dropped.
 #[derive(Debug)]
@@ -101,29 +41,21 @@ impl Server {
     pub(crate) fn start(
         program: &Program,
         certificate: &Certificate,
-        origin: SocketAddr,
+        origin: Option<SocketAddr>,
         placement: &Placement,
         work: Work,
     ) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let address = free_address()?;
-        let fill = |text: &str| {
-            text.replace("@LISTEN@", &address.to_string())
-                .replace("@ORIGIN@", &origin.to_string())
-                .replace("@CHAIN@", &certificate.chain.to_string_lossy())
-                .replace("@KEY@", &certificate.key.to_string_lossy())
-                .replace("@PEM@", &certificate.both.to_string_lossy())
-                .replace("@COUNT@", &placement.server.len().to_string())
-                .replace("@CPUS@", &cpu::list(&placement.server))
-                .replace("@DIRECTORY@", &directory.path().to_string_lossy())
-        };
-        let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers");
-        let config = directory.path().join(program.template);
-        fs::write(&config, fill(&fs::read_to_string(templates.join(program.template))?))?;
-        let arguments = program
-            .arguments
-            .iter()
-            .map(|text| fill(text).replace("@CONFIG@", &config.to_string_lossy()));
+        let mut values = values(certificate, address, origin, placement, directory.path());
+        values.extend(program.values.iter().cloned());
+        if let Some(template) = program.template {
+            let config = directory.path().join(template);
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers").join(template);
+            fs::write(&config, fill(&fs::read_to_string(path)?, &values))?;
+            values.push(("@CONFIG@", config.to_string_lossy().into_owned()));
+        }
+        let arguments = program.arguments.iter().map(|text| fill(text, &values));
         let output = File::create(directory.path().join("output"))?;
         let mut command = Command::new(&program.path);
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
@@ -140,7 +72,17 @@ impl Server {
 
     /// CPU time of the server and its children so far.
     pub(crate) fn cpu_time(&self) -> Result<CpuTime> {
-        cpu::of_process(self.child.id())
+        Ok(process::cpu_time(self.child.id())?)
+    }
+
+    /// Memory of the server and its children in bytes, shared pages in proportion.
+    pub(crate) fn memory(&self) -> Result<u64> {
+        Ok(process::pss_bytes(self.child.id())?)
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// `error` with the last of what the server said.
@@ -190,6 +132,40 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// What stands for `@…@` in a configuration or an argument.
+fn values(
+    certificate: &Certificate,
+    address: SocketAddr,
+    origin: Option<SocketAddr>,
+    placement: &Placement,
+    directory: &Path,
+) -> Vec<(&'static str, String)> {
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    let cpus = &placement.server;
+    let mut values = vec![
+        ("@LISTEN@", address.to_string()),
+        ("@LISTEN_PORT@", address.port().to_string()),
+        ("@CHAIN@", path(&certificate.chain)),
+        ("@KEY@", path(&certificate.key)),
+        ("@PEM@", path(&certificate.both)),
+        ("@COUNT@", cpus.len().to_string()),
+        ("@CPUS@", cpu::list(cpus)),
+        ("@CPU_MASK@", cpu::mask(cpus)),
+        // Some refuse to work as root.
+        ("@USER@", if Uid::effective().is_root() { "nobody" } else { "" }.to_owned()),
+        ("@DIRECTORY@", path(directory)),
+    ];
+    if let Some(origin) = origin {
+        values.push(("@ORIGIN@", origin.to_string()));
+        values.push(("@ORIGIN_PORT@", origin.port().to_string()));
+    }
+    values
+}
+
+fn fill(text: &str, values: &[(&str, String)]) -> String {
+    values.iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
 /// One blocking exchange after a full handshake: version, suite, group, certificate, signature and

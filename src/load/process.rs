@@ -91,7 +91,10 @@ fn kilobytes(text: &str, key: &str) -> Option<u64> {
 }
 
 /// A process and its live children and theirs (`proc_tid_children(5)`).
-fn family(pid: u32) -> io::Result<Vec<u32>> {
+///
+/// # Errors
+/// When there is no such process, or `/proc` does not show it to us.
+pub fn family(pid: u32) -> io::Result<Vec<u32>> {
     let mut all = vec![pid];
     let mut next = 0;
     while let Some(&pid) = all.get(next) {
