@@ -100,25 +100,6 @@ fn has_worked(results: &Results, options: &Options) -> bool {
         && memory.all(|memory| memory.errors.is_empty() || !counts(memory.ours))
 }
 
-/// Runs every program `rounds` times, one after the other in each round. What each round gave
-/// stands with its program, and so does why it gave nothing.
-fn interleaved<T>(
-    programs: &[Program],
-    rounds: usize,
-    measure: impl Fn(&Program) -> Result<T>,
-) -> Vec<(Vec<T>, Vec<String>)> {
-    let mut all: Vec<_> = programs.iter().map(|_| (Vec::new(), Vec::new())).collect();
-    for round in 0..rounds {
-        for (program, (samples, errors)) in programs.iter().zip(&mut all) {
-            match measure(program) {
-                Ok(sample) => samples.push(sample),
-                Err(error) => errors.push(format!("round {round}: {error}")),
-            }
-        }
-    }
-    all
-}
-
 /// All programs at one kind of work.
 fn compare(
     work: Work,
@@ -129,8 +110,9 @@ fn compare(
     let mut comparison = Comparison::new(work);
     for conditions in conditions {
         let workers = conditions.placement.server.len();
-        let measured =
-            interleaved(programs, rounds, |program| measure::sample(program, work, conditions));
+        let measured = measure::interleaved(programs, rounds, |program| {
+            measure::sample(program, work, conditions)
+        });
         let entries = programs
             .iter()
             .zip(measured)
@@ -142,7 +124,7 @@ fn compare(
 
 /// Memory of all programs per idle connection.
 fn memory(programs: &[Program], conditions: &Conditions<'_>, options: &Options) -> Vec<Memory> {
-    let measured = interleaved(programs, options.rounds, |program| {
+    let measured = measure::interleaved(programs, options.rounds, |program| {
         measure::memory_per_connection(program, REQUEST, options.idle, false, conditions)
     });
     programs

@@ -38,7 +38,8 @@ const RIGHT_KIND_MIN: f64 = 0.999;
 /// When a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// At this time; what is under way goes on in the next run.
+    /// At this time, but not before something was completed; what is under way goes on in the next
+    /// run.
     Time(Instant),
     /// When as many operations were started and completed. Not for bulk work.
     Operations(u64),
@@ -238,7 +239,7 @@ impl Clients {
 
     fn is_done(&self, until: Until) -> bool {
         match until {
-            Until::Time(deadline) => Instant::now() >= deadline,
+            Until::Time(deadline) => self.done.progress > 0 && Instant::now() >= deadline,
             Until::Operations(count) => self.done.progress >= count,
             Until::Connected => self
                 .connections
