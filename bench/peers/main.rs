@@ -57,6 +57,7 @@ fn run(options: &Options) -> Result<bool> {
             placement,
             warm_up: Duration::from_secs_f64(options.warm_up),
             measured: Duration::from_secs_f64(options.seconds),
+            idle: if options.is_smoke_run() { Duration::ZERO } else { measure::IDLE },
             with_origin: true,
             with_strace,
         })

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use portcullis::limits::RECEIVE_BUFFER_BYTES;
+use portcullis::tls::session;
 use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
 use rustls_pki_types::pem::PemObject;
@@ -83,6 +84,13 @@ enum Serve {
     /// Serves until the process is ended.
     #[command(hide = true)]
     Serve { runtime: String, listen: SocketAddr, chain: PathBuf, key: PathBuf },
+}
+
+impl Options {
+    /// Only whether everything works is asked.
+    fn is_smoke_run(&self) -> bool {
+        self.test || !self.bench
+    }
 }
 
 /// With what the program starts itself.
@@ -149,7 +157,9 @@ fn serve(runtime: &str, listen: SocketAddr, chain: &Path, key: &Path) -> Result<
     // Full handshakes only: what a runtime does with tickets is not the question.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    config.enable_secret_extraction = runtime == "ring_lean";
+    if runtime == "ring_lean" {
+        session::use_own_records(&mut config);
+    }
     let config = Arc::new(config);
     // The same socket options for all of them.
     let listener = TcpListener::from(portcullis::sys::socket::listen(listen, BACKLOG)?);
@@ -165,7 +175,7 @@ fn serve(runtime: &str, listen: SocketAddr, chain: &Path, key: &Path) -> Result<
 /// Measures and prints everything.
 fn run(mut options: Options) -> Result<()> {
     // As criterion does: without `--bench`, under `cargo test --all-targets`, only a smoke run.
-    if options.test || !options.bench {
+    if options.is_smoke_run() {
         options = Options { rounds: 1, seconds: 0.1, warm_up: 0.05, idle: 100, ..options };
     }
     let programs = programs(&options.servers)?;
@@ -178,6 +188,7 @@ fn run(mut options: Options) -> Result<()> {
         placement: &placement,
         warm_up: Duration::from_secs_f64(options.warm_up),
         measured: Duration::from_secs_f64(options.seconds),
+        idle: if options.is_smoke_run() { Duration::ZERO } else { measure::IDLE },
         with_origin: false,
         with_strace: false,
     };

@@ -116,6 +116,7 @@ impl Loop {
                 if let Some(place) = self.slots.get_mut(slot as usize) {
                     *place = None;
                 }
+                self.ring.forget(slot);
                 self.free.push(slot);
                 return Ok(());
             }

@@ -23,9 +23,11 @@ const TRACED_OPERATIONS: u64 = 8;
 /// Connections opened before idle memory is measured, so that what a process takes once (its
 /// allocator's first pages, its session cache's) is in no connection's share.
 const SETTLED_CONNECTIONS: usize = 64;
-/// How long strace counts in bulk work, and how long a server is left alone before its memory is
-/// read.
-const MOMENT: Duration = Duration::from_millis(500);
+/// How long strace counts in bulk work.
+const TRACED: Duration = Duration::from_millis(500);
+/// How long connections are left alone before memory is read: servers give back what a connection
+/// needs only while bytes flow, but not at once (Portcullis after `timeouts.rest`).
+pub(crate) const IDLE: Duration = Duration::from_secs(3);
 
 /// What all measurements of a run have in common.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(crate) struct Conditions<'a> {
     pub(crate) warm_up: Duration,
     /// The measurement.
     pub(crate) measured: Duration,
+    /// How long connections are left alone before memory is read.
+    pub(crate) idle: Duration,
     /// Whether a plaintext origin stands behind the server, or it answers itself.
     pub(crate) with_origin: bool,
     /// Whether strace counts system calls afterwards.
@@ -112,14 +116,14 @@ pub(crate) fn memory_per_connection(
         if asked {
             bed.run(Until::Operations(SETTLED_CONNECTIONS as u64))?;
         }
-        thread::sleep(MOMENT);
+        thread::sleep(conditions.idle);
         let before = bed.server.memory()?;
         let work = Work { connections, ..settled };
         let mut clients = Clients::connect(bed.server.address, work, conditions.certificate)?;
         if asked {
             clients.run(Until::Operations(connections as u64))?;
         }
-        thread::sleep(MOMENT);
+        thread::sleep(conditions.idle);
         #[expect(clippy::cast_precision_loss, reason = "bytes and counts far below 2^52")]
         let each = bed.server.memory()?.saturating_sub(before) as f64 / connections as f64;
         Ok(each)
@@ -193,7 +197,7 @@ impl Bed {
     fn system_calls(&mut self) -> Result<f64> {
         let (done, calls) = strace::count(self.server.id(), || {
             self.run(if self.work.is_bulk() {
-                Until::Time(Instant::now() + MOMENT)
+                Until::Time(Instant::now() + TRACED)
             } else {
                 Until::Operations(TRACED_OPERATIONS * self.work.connections as u64)
             })
