@@ -20,9 +20,9 @@ pub(crate) struct Results {
     pub(crate) versions: Vec<(String, String)>,
     /// Which CPUs each number of workers had.
     pub(crate) placements: Vec<String>,
-    /// Rounds, and the seconds of each measurement.
+    /// Times that each server was measured.
     pub(crate) rounds: usize,
-    /// See `rounds`.
+    /// Seconds of each measurement.
     pub(crate) seconds: f64,
     /// Connections whose idle memory was measured.
     pub(crate) idle: usize,
@@ -63,9 +63,9 @@ pub(crate) struct Entry {
     /// Median of the rounds' ratios to the best peer with as many workers, which is the one with
     /// the lowest median.
     pub(crate) ratio_to_best_peer: Option<f64>,
-    /// Of the samples' latencies.
+    /// Of the samples' median latencies, in microseconds.
     pub(crate) p50: Option<Spread>,
-    /// See `p50`.
+    /// Of the latencies that 99 of 100 of each sample's operations did not exceed.
     pub(crate) p99: Option<Spread>,
     /// Of the samples' system calls per operation, or per GiB.
     pub(crate) system_calls: Option<Spread>,
@@ -154,47 +154,54 @@ impl Entry {
     }
 }
 
-impl Results {
-    /// Each comparison in which a build of Portcullis has more than the best peer: of CPU time, of
-    /// the slowest operations' time, of memory.
-    pub(crate) fn losses(&self) -> Vec<String> {
+/// What else an operation has besides CPU time, less of which is better.
+type Measure = fn(&Entry) -> Option<Spread>;
+const MEASURES: [(&str, Measure); 2] =
+    [("p99", |entry| entry.p99), ("system calls", |entry| entry.system_calls)];
+
+impl Comparison {
+    /// Each case in which a build of Portcullis has more than the best peer with as many workers,
+    /// or has failed.
+    fn losses(&self) -> Vec<String> {
         let mut losses = Vec::new();
-        for Comparison { work, entries, .. } in &self.comparisons {
-            for ours in entries.iter().filter(|entry| entry.ours) {
-                let Entry { server, workers, .. } = ours;
-                let case = format!("`{work}`, {server}, {workers} workers");
-                if let Some(ratio) = ours.ratio_to_best_peer.filter(|ratio| *ratio > 1.0) {
-                    losses.push(format!("{case}: {ratio:.2} x the CPU time of the best peer"));
-                }
-                let peers = entries.iter().filter(|peer| !peer.ours && peer.workers == *workers);
-                let slowest = |entry: &Entry| Some((entry.p99?.median, entry.server.clone()));
-                let best = peers.filter_map(slowest).min_by(|a, b| a.0.total_cmp(&b.0));
-                if let (Some((ours, _)), Some((best, peer))) = (slowest(ours), best)
-                    && ours > best
-                {
-                    losses.push(format!("{case}: {:.2} x the p99 of {peer}", ours / best));
-                }
+        for ours in self.entries.iter().filter(|entry| entry.ours) {
+            let case = format!("`{}`, {}, {} workers", self.work, ours.server, ours.workers);
+            if ours.cost.is_none() {
+                losses.push(format!("{case}: failed"));
             }
-            for entry in entries.iter().filter(|entry| entry.ours && entry.cost.is_none()) {
-                losses
-                    .push(format!("`{work}`, {}, {} workers: failed", entry.server, entry.workers));
+            if let Some(ratio) = ours.ratio_to_best_peer.filter(|ratio| *ratio > 1.0) {
+                losses.push(format!("{case}: {ratio:.2} x the CPU time of the best peer"));
             }
-        }
-        for ours in self.memory.iter().filter(|memory| memory.ours) {
-            let peers =
-                self.memory.iter().filter(|peer| !peer.ours && peer.workers == ours.workers);
-            let least = peers.filter_map(|peer| peer.bytes).map(|bytes| bytes.median);
-            if let (Some(bytes), Some(least)) = (ours.bytes, least.min_by(f64::total_cmp))
-                && bytes.median > least
-            {
-                losses.push(format!(
-                    "idle memory, {}, {} workers: {:.2} x that of the best peer",
-                    ours.server,
-                    ours.workers,
-                    bytes.median / least,
-                ));
+            for (name, measure) in MEASURES {
+                let peers =
+                    self.entries.iter().filter(|peer| !peer.ours && peer.workers == ours.workers);
+                if let Some(ratio) = excess(measure(ours), peers.filter_map(measure)) {
+                    losses.push(format!("{case}: {ratio:.2} x the {name} of the best peer"));
+                }
             }
         }
         losses
     }
+}
+
+impl Results {
+    /// Each case in which a build of Portcullis has more than the best peer: of CPU time, of p99,
+    /// of system calls, of memory.
+    pub(crate) fn losses(&self) -> Vec<String> {
+        let mut losses: Vec<_> = self.comparisons.iter().flat_map(Comparison::losses).collect();
+        for ours in self.memory.iter().filter(|memory| memory.ours) {
+            let peers = self.memory.iter().filter(|of| !of.ours && of.workers == ours.workers);
+            if let Some(ratio) = excess(ours.bytes, peers.filter_map(|peer| peer.bytes)) {
+                let case = format!("idle memory, {}, {} workers", ours.server, ours.workers);
+                losses.push(format!("{case}: {ratio:.2} x that of the best peer"));
+            }
+        }
+        losses
+    }
+}
+
+/// How many times the least median of the peers' is ours, if it is more.
+fn excess(ours: Option<Spread>, peers: impl Iterator<Item = Spread>) -> Option<f64> {
+    let least = peers.map(|peer| peer.median).min_by(f64::total_cmp)?;
+    Some(ours?.median / least).filter(|ratio| *ratio > 1.0)
 }
