@@ -70,6 +70,12 @@ pub const PARTIAL_HANDSHAKE_BYTES_MAX: usize = 72 * 1024;
 /// more (`TCP_NOTSENT_LOWAT`, tcp(7)): a reader that stalls costs that instead of 4 MB.
 pub const NOT_SENT_BYTES: u32 = 128 * 1024;
 
+/// Without being needed for this long, buffers of a burst go back to the allocator or the kernel.
+pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Completions of one turn for which a worker keeps memory: more than a busy turn has.
+pub const COMPLETIONS_KEPT: usize = 1024;
+
 /// Accept operations a listener keeps armed: the most connections one turn takes from one listener.
 pub const ACCEPTS_ARMED: u32 = 16;
 

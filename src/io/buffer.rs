@@ -75,16 +75,23 @@ impl std::fmt::Debug for Buffer {
 pub struct Pool {
     free: Vec<Buffer>,
     lent: usize,
+    /// Free buffers that nobody has needed since the last [`Pool::trim`].
+    unused: usize,
 }
 
 impl Pool {
     /// Free buffers kept; more are given back to the allocator, so that a storm's memory returns.
     pub const KEPT_MAX: usize = 256;
 
+    /// Free buffers kept however long nobody needs them.
+    pub const KEPT_MIN: usize = 16;
+
     /// A free buffer, or a new one.
     pub fn take(&mut self) -> Buffer {
         self.lent += 1;
-        self.free.pop().unwrap_or_else(Buffer::allocate)
+        let buffer = self.free.pop().unwrap_or_else(Buffer::allocate);
+        self.unused = self.unused.min(self.free.len());
+        buffer
     }
 
     /// Takes a buffer back.
@@ -101,8 +108,48 @@ impl Pool {
         }
     }
 
+    /// Whether more is kept than is worth keeping for ever.
+    pub fn is_large(&self) -> bool {
+        self.free.len() > Self::KEPT_MIN
+    }
+
+    /// Gives what nobody has needed since the last call back to the allocator.
+    pub fn trim(&mut self) {
+        let kept = self.free.len().saturating_sub(self.unused).max(Self::KEPT_MIN);
+        self.free.truncate(kept);
+        self.unused = self.free.len();
+    }
+
     /// Buffers lent and not yet returned.
     pub fn lent(&self) -> usize {
         self.lent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_keeps_what_is_needed_again_and_again_and_nothing_else() {
+        let mut pool = Pool::default();
+        let burst = |count: usize, pool: &mut Pool| {
+            let lent: Vec<_> = (0..count).map(|_| pool.take()).collect();
+            for buffer in lent {
+                pool.give(buffer);
+            }
+        };
+        burst(100, &mut pool);
+        pool.trim();
+        for _ in 0..3 {
+            burst(60, &mut pool);
+            pool.trim();
+            assert_eq!(pool.free.len(), 60);
+        }
+        assert!(pool.is_large());
+        pool.trim();
+        assert_eq!((pool.free.len(), pool.is_large()), (Pool::KEPT_MIN, false));
+        burst(Pool::KEPT_MAX + 9, &mut pool);
+        assert_eq!(pool.free.len(), Pool::KEPT_MAX);
     }
 }

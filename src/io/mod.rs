@@ -78,6 +78,15 @@ pub trait Io {
     /// A slot is free: nothing of it is in flight any more, and what was kept for it may go.
     fn forget(&mut self, _slot: u32) {}
 
+    /// Whether [`Io::trim`] may have something to give back.
+    fn is_large(&self) -> bool {
+        false
+    }
+
+    /// Gives back memory that was not needed since the last call. A worker calls it when it has
+    /// handled every completion, about once a second while there is something to give back.
+    fn trim(&mut self) {}
+
     /// Closes the listening sockets; no accept is in flight any more. Called any number of times.
     fn stop_listening(&mut self) {}
 

@@ -2,11 +2,13 @@
 //! a connection that waits holds none.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::{BufRingEntry, Fixed};
 use io_uring::{IoUring, opcode, squeue};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::io::ReceivedAt;
 use crate::limits::{
@@ -77,6 +79,11 @@ pub(super) struct ReceiveBuffers {
     spare: Vec<u16>,
     /// Buffers meant for the kernel and the worker together.
     wanted: usize,
+    /// Buffers that the worker owns now, and the most it has owned since the last trim.
+    lent: usize,
+    lent_most: usize,
+    /// A buffer has gone back to nobody since the last trim.
+    retired: bool,
 }
 
 impl ReceiveBuffers {
@@ -84,12 +91,14 @@ impl ReceiveBuffers {
     const MEMORY_BYTES: usize = Self::ENTRIES * RECEIVE_BUFFER_BYTES;
 
     /// Allocates the buffers and registers them with `ring`, which must be dropped before them.
+    /// Their memory is touched as they are used.
     ///
     /// # Errors
-    /// `io_uring_register(2)`'s: ENOMEM when `RLIMIT_MEMLOCK` does not cover the ring's pages.
+    /// `io_uring_register(2)`'s: ENOMEM when `RLIMIT_MEMLOCK` does not cover the ring's pages. And
+    /// `mmap(2)`'s.
     pub(super) fn register(ring: &IoUring) -> std::io::Result<Self> {
         let entries = allocate(Self::entries_layout()).cast::<BufRingEntry>();
-        let memory = allocate(Self::memory_layout());
+        let memory = map(Self::MEMORY_BYTES)?;
         let mut buffers = Self {
             entries,
             memory,
@@ -97,6 +106,9 @@ impl ReceiveBuffers {
             owners: vec![Owner::Nobody; Self::ENTRIES],
             spare: (0..RECEIVE_BUFFERS).rev().collect(),
             wanted: 0,
+            lent: 0,
+            lent_most: 0,
+            retired: false,
         };
         // SAFETY: the entries are page-aligned, zeroed, as many as told, and live until `drop`,
         // which the owner runs after the ring is closed.
@@ -131,17 +143,17 @@ impl ReceiveBuffers {
         Layout::from_size_align(bytes, PAGE).unwrap_or(Layout::new::<u8>())
     }
 
-    fn memory_layout() -> Layout {
-        Layout::from_size_align(Self::MEMORY_BYTES, PAGE).unwrap_or(Layout::new::<u8>())
-    }
-
     /// The kernel has filled a buffer: it is the worker's until recycled.
     ///
     /// # Panics
     /// When it was lent already: the kernel or the books are wrong.
     pub(super) fn lend(&mut self, buffer: u16) {
         match self.owners.get_mut(usize::from(buffer)) {
-            Some(owner) if *owner == Owner::Kernel => *owner = Owner::Worker,
+            Some(owner) if *owner == Owner::Kernel => {
+                *owner = Owner::Worker;
+                self.lent += 1;
+                self.lent_most = self.lent_most.max(self.lent);
+            }
             _ => unreachable!("receive buffer {buffer} came from the kernel twice"),
         }
     }
@@ -171,7 +183,40 @@ impl ReceiveBuffers {
     /// When it was not lent.
     pub(super) fn recycle(&mut self, buffer: u16) {
         assert!(self.is_lent(buffer), "a receive buffer is recycled twice");
-        self.hand_over(buffer);
+        self.lent -= 1;
+        if Self::ENTRIES - self.spare.len() <= self.wanted {
+            self.hand_over(buffer);
+            return;
+        }
+        if let Some(owner) = self.owners.get_mut(usize::from(buffer)) {
+            *owner = Owner::Nobody;
+        }
+        self.spare.push(buffer);
+        self.retired = true;
+    }
+
+    /// Whether more is kept than what there was at first.
+    pub(super) fn is_large(&self) -> bool {
+        self.retired || self.wanted > RECEIVE_BUFFERS_AT_FIRST.into()
+    }
+
+    /// Keeps twice as many buffers as were filled at once since the last call; the others go as
+    /// they come back. What was touched goes back to the kernel. Nothing may be lent, and no
+    /// receive's completion may wait to be looked at.
+    pub(super) fn trim(&mut self) {
+        let needed = (2 * std::mem::take(&mut self.lent_most)).next_power_of_two();
+        self.wanted = self.wanted.min(needed.max(RECEIVE_BUFFERS_AT_FIRST.into()));
+        self.retired = false;
+        if self.lent > 0 {
+            return;
+        }
+        // SAFETY: the range is the whole mapping, which stays mapped and is zeroed. Nobody holds a
+        // slice of it: nothing is lent. And the kernel has nothing in it that is still wanted: with
+        // DEFER_TASKRUN it fills buffers only while this thread is inside io_uring_enter, and what
+        // it has filled there has been looked at.
+        let result =
+            unsafe { madvise(self.memory.cast(), Self::MEMORY_BYTES, MmapAdvise::MADV_DONTNEED) };
+        debug_assert!(result.is_ok(), "the range is ours: {result:?}");
     }
 
     fn is_lent(&self, buffer: u16) -> bool {
@@ -205,11 +250,21 @@ impl ReceiveBuffers {
 
 impl Drop for ReceiveBuffers {
     fn drop(&mut self) {
+        // SAFETY: mapped with the same length, and the kernel's ring is closed by now.
+        let unmapped = unsafe { munmap(self.memory.cast(), Self::MEMORY_BYTES) };
+        debug_assert!(unmapped.is_ok(), "the range is ours: {unmapped:?}");
         // SAFETY: allocated with the same layout, and the kernel's ring is closed by now.
-        unsafe { dealloc(self.memory.as_ptr(), Self::memory_layout()) };
-        // SAFETY: as above.
         unsafe { dealloc(self.entries.as_ptr().cast(), Self::entries_layout()) };
     }
+}
+
+/// Zeroed pages that take no memory until they are touched.
+fn map(bytes: usize) -> std::io::Result<NonNull<u8>> {
+    let bytes = NonZeroUsize::new(bytes).ok_or(std::io::ErrorKind::InvalidInput)?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping, at an address that the kernel chooses, concerns nobody.
+    let mapped = unsafe { mmap_anonymous(None, bytes, access, MapFlags::MAP_PRIVATE) };
+    Ok(mapped?.cast())
 }
 
 fn allocate(layout: Layout) -> NonNull<u8> {

@@ -29,6 +29,9 @@ pub const SUBMISSIONS: u32 = 4096;
 /// Entries of the completion queue; what does not fit waits in the kernel.
 pub const COMPLETIONS: u32 = 32 * 1024;
 
+/// Boxes for addresses that are kept for what is to come.
+const SPARE_ADDRESSES_KEPT: usize = 64;
+
 const ETIME: Errno = Errno(62);
 const EINTR: Errno = Errno(4);
 const EBUSY: Errno = Errno(16);
@@ -475,6 +478,21 @@ impl Io for Ring {
     fn forget(&mut self, slot: u32) {
         let memory = self.slots.remove(slot).unwrap_or_default();
         debug_assert!(memory.is_empty(), "slot {slot} is freed while the kernel holds of it");
+    }
+
+    fn is_large(&self) -> bool {
+        self.receive.is_large() || self.spare_addresses.capacity() > SPARE_ADDRESSES_KEPT
+    }
+
+    fn trim(&mut self) {
+        // Nothing may wait that was received: not in the queue, not in the kernel for want of room
+        // in the queue, and not where it was put to make room.
+        let overflown = self.uring.submission().cq_overflow();
+        if !overflown && self.uring.completion().is_empty() && self.answered.is_empty() {
+            self.receive.trim();
+        }
+        self.spare_addresses.truncate(SPARE_ADDRESSES_KEPT);
+        self.spare_addresses.shrink_to_fit();
     }
 
     fn stop_listening(&mut self) {

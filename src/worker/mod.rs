@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::backend::balance::RoundRobin;
 use crate::io::buffer::Pool;
 use crate::io::{Completion, Io, Kind, Operation, Time, Token};
-use crate::limits::ACCEPTS_ARMED;
+use crate::limits::{ACCEPTS_ARMED, COMPLETIONS_KEPT, TRIM_INTERVAL};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::labels::CloseReason;
 use crate::telemetry::record::Record;
@@ -100,6 +100,8 @@ pub struct Worker<I: Io> {
     unix: u32,
     /// When what has not drained is aborted; `None` while running normally.
     drain_until: Option<Time>,
+    /// When memory that a burst has left is looked at; `None`: there is none.
+    trims_at: Option<Time>,
     // Kept between turns so that a turn allocates nothing.
     completions: Vec<Completion>,
     operations: Vec<(Kind, Operation)>,
@@ -143,6 +145,7 @@ impl<I: Io> Worker<I> {
             now,
             unix,
             drain_until: None,
+            trims_at: None,
             completions: Vec::new(),
             operations: Vec::new(),
             last: Vec::new(),
@@ -176,6 +179,7 @@ impl<I: Io> Worker<I> {
         let woken = self.now;
         self.shake_hands();
         self.finish_drain();
+        self.trim();
         for (token, operation) in self.last.drain(..) {
             self.io.submit(token, operation);
         }
@@ -219,10 +223,26 @@ impl<I: Io> Worker<I> {
     }
 
     fn wakes_at(&self) -> Option<Time> {
-        [self.timers.next(), self.accepting.resumes_at(), self.drain_until]
+        [self.timers.next(), self.accepting.resumes_at(), self.drain_until, self.trims_at]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// After a burst gives back, bit by bit, what nobody has needed for [`TRIM_INTERVAL`].
+    fn trim(&mut self) {
+        if self.trims_at.is_some_and(|at| at <= self.now) {
+            self.pool.trim();
+            self.io.trim();
+            self.completions.shrink_to(COMPLETIONS_KEPT);
+            self.trims_at = None;
+        }
+        let is_large = self.pool.is_large()
+            || self.io.is_large()
+            || self.completions.capacity() > COMPLETIONS_KEPT;
+        if self.trims_at.is_none() && is_large {
+            self.trims_at = Some(self.now + TRIM_INTERVAL);
+        }
     }
 
     fn fire_timers(&mut self) {

@@ -27,11 +27,52 @@ struct Slot {
     entry: Entry,
 }
 
+/// Slots that were used and are free: one bit each. The lowest is taken first, so that what is open
+/// lies close together.
+#[derive(Debug, Default)]
+struct FreeSlots {
+    /// 64 slots each.
+    words: Vec<u64>,
+    /// One bit for each word that is not 0.
+    summary: Vec<u64>,
+}
+
+impl FreeSlots {
+    const BITS: u32 = u64::BITS;
+
+    fn insert(&mut self, slot: u32) {
+        set_bit(&mut self.words, slot);
+        set_bit(&mut self.summary, slot / Self::BITS);
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        let (at, summary) = (0..).zip(&mut self.summary).find(|(_, summary)| **summary != 0)?;
+        let number = at * Self::BITS + summary.trailing_zeros();
+        let word = self.words.get_mut(number as usize)?;
+        let slot = number * Self::BITS + word.trailing_zeros();
+        *word &= *word - 1;
+        if *word == 0 {
+            *summary &= *summary - 1;
+        }
+        Some(slot)
+    }
+}
+
+fn set_bit(words: &mut Vec<u64>, bit: u32) {
+    let at = (bit / u64::BITS) as usize;
+    if words.len() <= at {
+        words.resize(at + 1, 0);
+    }
+    if let Some(word) = words.get_mut(at) {
+        *word |= 1 << (bit % u64::BITS);
+    }
+}
+
 /// Slots by number; their memory follows how many are in use.
 #[derive(Debug)]
 pub struct Table {
     slots: Paged<Slot>,
-    free: Vec<u32>,
+    free: FreeSlots,
     /// Slots that have been used: the next one that nobody has had yet.
     touched: u32,
     /// Counts reservations, so that no two of a slot have one generation while anything of the
@@ -47,7 +88,7 @@ impl Table {
     pub fn new(capacity: u32) -> Self {
         Self {
             slots: Paged::with_capacity(capacity),
-            free: Vec::with_capacity(capacity as usize),
+            free: FreeSlots::default(),
             touched: 0,
             generation: 0,
             capacity,
@@ -71,7 +112,7 @@ impl Table {
     /// # Panics
     /// When a slot on the free list is in use: a defect of the table.
     pub fn reserve(&mut self, listener: u32) -> Option<(u32, u32)> {
-        let slot = match self.free.pop() {
+        let slot = match self.free.take() {
             Some(slot) => slot,
             None if self.touched < self.capacity => {
                 self.touched += 1;
@@ -134,7 +175,7 @@ impl Table {
             Entry::Open(_) => self.open -= 1,
         }
         assert!(!matches!(was, Entry::Free), "a free slot is freed");
-        self.free.push(slot);
+        self.free.insert(slot);
         was
     }
 
@@ -146,5 +187,31 @@ impl Table {
     /// Every slot in use, with its generation, to be changed in place.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, u32, &mut Entry)> {
         self.slots.iter_mut().map(|(number, slot)| (number, slot.generation, &mut slot.entry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn free_slots_are_taken_from_below(
+            steps in proptest::collection::vec((0..9000_u32, any::<bool>()), 1..400),
+        ) {
+            let mut free = FreeSlots::default();
+            let mut model = BTreeSet::new();
+            for (slot, insert) in steps {
+                if insert {
+                    free.insert(slot);
+                    model.insert(slot);
+                } else {
+                    prop_assert_eq!(free.take(), model.pop_first());
+                }
+            }
+        }
     }
 }

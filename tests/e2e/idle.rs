@@ -5,10 +5,10 @@ use std::net::Shutdown;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::support::SOON;
 use crate::support::backend::Backend;
 use crate::support::client;
 use crate::support::server::{NAME, Server, Setup};
+use crate::support::{SOON, STUCK};
 
 const IDLE: &str = "portcullis_connections{state=\"idle\"}";
 
@@ -199,4 +199,35 @@ fn on_first_byte_the_proxy_header_comes_first() {
     let all = String::from_utf8(heard.recv_timeout(SOON).unwrap()).unwrap();
     assert!(all.starts_with("PROXY TCP4 "), "{all}");
     assert!(all.contains(&format!(" {port} ")) && all.ends_with("\r\nhello"), "{all}");
+}
+
+/// Full handshakes of clients that come, stay for a moment all together, and go.
+#[test]
+fn the_memory_of_a_storm_goes_back() {
+    const CLIENTS: usize = 4000;
+    let server = Setup::new(Backend::echo()).on_first_byte().start();
+    let config = std::sync::Arc::new(client::config());
+    let storm = |clients| {
+        let connect = || client::try_connect(&config, server.address, NAME).unwrap();
+        let open: Vec<_> = std::iter::repeat_with(connect).take(clients).collect();
+        let bytes = server.process.resident_bytes();
+        drop(open);
+        server.wait_idle();
+        bytes
+    };
+    // What is made once and stays.
+    storm(20);
+    let before = server.process.resident_bytes();
+    let most = storm(CLIENTS);
+    assert!(most > before + 600 * CLIENTS as u64, "{before} to {most}: that was no storm");
+    let began = std::time::Instant::now();
+    loop {
+        let after = server.process.resident_bytes();
+        // The access log's queue has been written to for the first time: 230 bytes for each client.
+        if after <= before + (most - before) / 3 {
+            break;
+        }
+        assert!(began.elapsed() < STUCK, "{before} before, {most} in between, {after} after");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
