@@ -24,18 +24,33 @@ const LEFTOVERS: [&str; 4] = [
 ];
 
 /// Modules that a folder (or file) of src must not use: what lies above it or beside it.
-const ARROWS: [(&str, &[&str]); 9] = [
-    ("connection", &["sys", "control", "cli"]),
-    ("tls", &["sys", "control", "cli", "connection", "backend"]),
-    ("backend", &["sys", "control", "cli", "connection", "tls"]),
-    ("worker", &["sys", "control", "cli"]),
-    ("io", &["sys", "control", "cli", "worker", "connection", "tls", "backend", "config"]),
-    ("sys", &["control", "cli"]),
-    ("config", &["sys", "control", "cli", "worker", "connection"]),
-    ("telemetry", &["sys", "control", "cli", "worker", "connection", "tls", "backend", "config"]),
+const ARROWS: [(&str, &[&str]); 10] = [
+    ("connection", &["sys", "control", "cli", "tune"]),
+    ("tls", &["sys", "control", "cli", "connection", "backend", "tune"]),
+    ("backend", &["sys", "control", "cli", "connection", "tls", "tune"]),
+    ("worker", &["sys", "control", "cli", "tune"]),
+    ("io", &["sys", "control", "cli", "worker", "connection", "tls", "backend", "config", "tune"]),
+    ("sys", &["control", "cli", "tune"]),
+    ("config", &["sys", "control", "cli", "worker", "connection", "tune"]),
+    ("tune", &["cli", "worker", "connection", "tls", "backend", "telemetry"]),
+    (
+        "telemetry",
+        &["sys", "control", "cli", "worker", "connection", "tls", "backend", "config", "tune"],
+    ),
     (
         "limits.rs",
-        &["sys", "control", "cli", "worker", "connection", "tls", "backend", "config", "io"],
+        &[
+            "sys",
+            "control",
+            "cli",
+            "worker",
+            "connection",
+            "tls",
+            "backend",
+            "config",
+            "io",
+            "tune",
+        ],
     ),
 ];
 

@@ -40,7 +40,7 @@ pub struct Config {
     pub log: Log,
 }
 
-pub use quantity::show_duration;
+pub use quantity::{cpu_list, show_duration, size};
 pub use raw::Problem;
 pub use validate::epoch;
 

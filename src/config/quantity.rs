@@ -20,7 +20,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
 }
 
 /// `"512B"`, `"16KiB"`, `"1MiB"`: a whole number and its unit.
-pub(super) fn size(text: &str) -> Result<u64, &'static str> {
+pub fn size(text: &str) -> Result<u64, &'static str> {
     const EXPECTED: &str =
         "expected a whole number and a unit (B, KiB, MiB or GiB), such as \"16KiB\"";
     let (number, unit) = split(text).ok_or(EXPECTED)?;
@@ -52,7 +52,7 @@ pub fn show_duration(duration: Duration) -> String {
 }
 
 /// CPU numbers as taskset(1) writes them: `"2-7,10"`, with a stride `"0-31:2"`; order is kept.
-pub(super) fn cpu_list(text: &str, highest: usize) -> Result<Vec<usize>, String> {
+pub fn cpu_list(text: &str, highest: usize) -> Result<Vec<usize>, String> {
     let mut cpus = Vec::new();
     for part in text.split(',') {
         let bad = || {

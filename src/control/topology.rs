@@ -49,6 +49,14 @@ pub fn allowed() -> Result<Vec<usize>, TopologyError> {
     Ok((0..CpuSet::count()).filter(is_set).collect())
 }
 
+/// The first hardware thread of each core among `allowed`. `sysfs` is `/sys/devices/system/cpu`, of
+/// this machine or of a copied tree.
+pub fn cores(allowed: &[usize], sysfs: &Path) -> Vec<usize> {
+    let mut by_core = by_core(allowed, sysfs);
+    by_core.cpus.truncate(by_core.cores);
+    by_core.cpus
+}
+
 /// CPUs with the first hardware thread of every core in front, and how many those are.
 struct ByCore {
     cpus: Vec<usize>,

@@ -26,4 +26,5 @@ mod relay;
 mod resumption;
 mod shutdown;
 mod start_up;
+mod tune;
 mod workers;
