@@ -498,13 +498,19 @@ fn limit_section(report: &mut Report, config: &Config, shape: Shape, connections
     let rows = plan::rows(&goal);
     let auto = if config.limits.connections_per_worker.is_none() { " (auto)" } else { "" };
     report.heading("Connections this process can hold, and what stops it, first to last");
-    report.line(&format!("{:<36} {:>20} {:>20}", "limit", "live value", "connections"));
-    let total = goal.connections;
-    let name = "limits.connections_per_worker";
-    report.line(&format!("{name:<36} {:>20} {total:>20}", format!("{connections}{auto}")));
+    let mut lines = vec![(
+        goal.connections,
+        "limits.connections_per_worker".to_owned(),
+        format!("{connections}{auto}"),
+    )];
     for Ceiling { name, live, connections, note, .. } in sizing::ceilings(&goal, &rows) {
-        let note = note.map(|note| format!("  ({note})")).unwrap_or_default();
-        report.line(&format!("{name:<36} {live:>20} {connections:>20}{note}"));
+        let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
+        lines.push((connections, format!("{name}{note}"), live));
+    }
+    lines.sort_by_key(|(connections, ..)| *connections);
+    report.line(&format!("{:<48} {:>20} {:>20}", "limit", "live value", "connections"));
+    for (connections, name, live) in lines {
+        report.line(&format!("{name:<48} {live:>20} {connections:>20}"));
     }
     report.line(&format!(
         "a worker needs {} descriptors for each connection and {} besides: {} for each listening \

@@ -1,4 +1,5 @@
-//! `portcullis tune`: what the kernel should be set to for this box, setting it, and taking it back.
+//! `portcullis tune`: what the kernel should be set to for this box, setting it, and taking it
+//! back.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,7 +28,8 @@ use crate::tune::verify;
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Action,
-    /// Read and write /proc, /sys and /etc below this directory, such as a copy of another machine's
+    /// Read and write /proc, /sys and /etc below this directory, such as a copy of another
+    /// machine's
     #[arg(long, value_name = "DIR", default_value = "/", global = true)]
     root: PathBuf,
     /// File that keeps the former values for revert [default: /var/lib/portcullis/tune.json]
@@ -58,7 +60,8 @@ enum Action {
     Apply {
         #[command(flatten)]
         wishes: WishArguments,
-        /// Write files too, so that it outlives a restart of the machine: sysctl.d, limits of the unit
+        /// Write files too, so that it outlives a restart of the machine: sysctl.d, limits of the
+        /// unit
         #[arg(long)]
         persist: bool,
         /// Only say what would be done

@@ -20,7 +20,8 @@ const COUNTERS: [(&str, &str); 6] = [
     ),
     (
         "TCPReqQFullDoCookies",
-        "SYN cookies were sent as a queue was full: a flood, or a listener's queue that is too short",
+        "SYN cookies were sent as a queue was full: a flood, or a listener's queue that is too \
+         short",
     ),
     (
         "TCPTimeWaitOverflow",
@@ -59,8 +60,8 @@ fn queues(nic: &Nic, goal: &Goal<'_>, notes: &mut Vec<String>) {
         notes.push(format!(
             "{name} has {queues} receive queues for {workers} workers: {} workers get no queue of \
              their own and take their packets from other cores. Run {queues} workers \
-             (workers.count = {queues}) and leave the other cores to the kernel and the backend, or \
-             see `ethtool -l {name}` for more queues",
+             (workers.count = {queues}) and leave the other cores to the kernel and the backend, \
+             or see `ethtool -l {name}` for more queues",
             workers - queues
         ));
     } else if queues > workers {
@@ -121,8 +122,8 @@ fn processor(goal: &Goal<'_>, notes: &mut Vec<String>) {
         && quota < goal.shape.count() * 100
     {
         notes.push(format!(
-            "the control group grants {}.{:02} CPUs to {} workers: they are stopped for the rest of \
-             each period. Raise the quota (cpu.max), or lower workers.count",
+            "the control group grants {}.{:02} CPUs to {} workers: they are stopped for the rest \
+             of each period. Raise the quota (cpu.max), or lower workers.count",
             quota / 100,
             quota % 100,
             goal.shape.workers
@@ -150,8 +151,8 @@ fn kernel(facts: &Facts, notes: &mut Vec<String>) {
     {
         notes.push(format!(
             "connection tracking follows {} flows: each packet pays for it. Rules that spare \
-             Portcullis's ports are in sysctl/ (portcullis-notrack.nft); not on a machine that does \
-             NAT, or that publishes container ports or Kubernetes services",
+             Portcullis's ports are in sysctl/ (portcullis-notrack.nft); not on a machine that \
+             does NAT, or that publishes container ports or Kubernetes services",
             conntrack.count
         ));
     }

@@ -30,9 +30,9 @@ fn file(path: &str, text: String) -> Persisted {
     Persisted { path: path.to_owned(), text }
 }
 
-/// What keeps a plan over a restart of the machine. `ours` tells of a setting that is as it should be
-/// whether that is our doing: what is so by itself is not pinned, so that a newer kernel's better
-/// default counts.
+/// What keeps a plan over a restart of the machine. `ours` tells of a setting that is as it should
+/// be whether that is our doing: what is so by itself is not pinned, so that a newer kernel's
+/// better default counts.
 pub fn persisted(goal: &Goal<'_>, rows: &[Row], ours: impl Fn(&str) -> bool) -> Vec<Persisted> {
     let kept: Vec<Row> = rows
         .iter()
@@ -92,7 +92,12 @@ fn explain(out: &mut String, knob: &Knob, value: &Value) {
     };
     line("unit", knob.unit);
     line("default", knob.default);
-    line("ours", &format!("{value}: {}", knob.formula));
+    // Of a value that is not computed, the formula says no more than the value.
+    let formula = match knob.formula {
+        formula if formula == value.as_str() => String::new(),
+        formula => format!(": {formula}"),
+    };
+    line("ours", &format!("{value}{formula}"));
     line("why", knob.why);
     line("danger", knob.danger);
     let (effect, scope) = (knob.effect.name(), knob.scope.name());
@@ -166,9 +171,9 @@ pub fn modprobe_d(header: &str, buckets: u64) -> String {
         "{}{}options nf_conntrack hashsize={buckets}\n",
         comment(header),
         comment(
-            "One bucket per flow, 8 bytes each: 2 flows per connection and a quarter more. Default: \
-             65536 above 1 GiB of RAM, 262144 above 4 GiB. Better: no tracking at all, see \
-             portcullis-notrack.nft."
+            "One bucket per flow, 8 bytes each: 2 flows per connection and a quarter more. \
+             Default: 65536 above 1 GiB of RAM, 262144 above 4 GiB. Better: no tracking at all, \
+             see portcullis-notrack.nft."
         )
     )
 }
@@ -180,8 +185,8 @@ pub fn notrack(header: &str) -> String {
         comment(header),
         comment(
             "A tracked connection costs 256 bytes twice (client and server), and each packet a \
-             look-up; a full table drops packets. Danger: NOT on a machine that does NAT, publishes \
-             container ports, runs kube-proxy, or whose firewall accepts by `ct state \
+             look-up; a full table drops packets. Danger: NOT on a machine that does NAT, \
+             publishes container ports, runs kube-proxy, or whose firewall accepts by `ct state \
              established`: untracked packets match none of that; accept these ports before. Load \
              with `nft -f`; take back with `nft delete table inet portcullis_notrack`. Needs Linux \
              5.2 for a raw chain in the family inet. Source: nft(8), NOTRACK."
@@ -245,8 +250,8 @@ pub fn nic_unit(goal: &Goal<'_>, header: &str) -> String {
         ),
         comment(why_queues),
         comment(
-            "CPUS: the workers' CPUs, in the order of the queues, as taskset(1) writes them. Empty: \
-             those of the card's NUMA node first, then the others."
+            "CPUS: the workers' CPUs, in the order of the queues, as taskset(1) writes them. \
+             Empty: those of the card's NUMA node first, then the others."
         ),
     )
 }

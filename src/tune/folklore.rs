@@ -1,5 +1,5 @@
-//! Settings that guides have handed on for twenty years: found on this machine, called by name, with
-//! the reason to drop them.
+//! Settings that guides have handed on for twenty years: found on this machine, called by name,
+//! with the reason to drop them.
 
 use serde::Serialize;
 

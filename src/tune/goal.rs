@@ -137,14 +137,14 @@ impl<'a> Goal<'a> {
         goal
     }
 
-    /// Memory of one connection, in bytes: kernel, ours, and its share of the buffers that busy ones
-    /// hold.
+    /// Memory of one connection, in bytes: kernel, ours, and its share of the buffers that busy
+    /// ones hold.
     pub fn connection_bytes(&self) -> u64 {
         KERNEL_BYTES + self.user_bytes + SEND_BUFFER_BYTES as u64 * self.busy_percent / 100
     }
 
-    /// What is kept for everything else, in bytes: 5 % of RAM and at least 256 MiB, and the workers'
-    /// own buffers.
+    /// What is kept for everything else, in bytes: 5 % of RAM and at least 256 MiB, and the
+    /// workers' own buffers.
     pub fn reserve_bytes(&self) -> u64 {
         let ram = self.facts.memory.usable_bytes();
         (ram / 20).max(256 << 20) + self.shape.count() * WORKER_BYTES
@@ -191,7 +191,7 @@ impl<'a> Goal<'a> {
             .saturating_sub(self.reserve_bytes())
             .saturating_sub(self.connections.saturating_mul(self.connection_bytes()));
         let max = (ram / 5).min(left) / PAGE_BYTES;
-        [max / 2, max / 4 * 3, max]
+        [max / 2, max / 3 * 2, max]
     }
 
     /// Bytes that TCP holds for one busy connection: what may be unsent, and as much in flight.

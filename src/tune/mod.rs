@@ -6,8 +6,8 @@
 //! 2. [`detect`]: what is here, as [`detect::Facts`].
 //! 3. [`goal`]: what for, and the formulas.
 //! 4. [`knobs`]: the one table of settings.
-//! 5. [`plan`], [`sizing`], [`folklore`], [`advice`]: what should be, what stops this box first, what
-//!    should go, and what no sysctl can set.
+//! 5. [`plan`], [`sizing`], [`folklore`], [`advice`]: what should be, what stops this box first,
+//!    what should go, and what no sysctl can set.
 //! 6. [`apply`], [`state`], [`verify`], [`process`]: doing it, undoing it, and drift.
 //! 7. [`files`], [`profiles`], [`render`]: the same as files and as tables.
 //!

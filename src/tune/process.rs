@@ -155,8 +155,8 @@ fn judge_affinity(running: &mut Running, facts: &Facts, workers: &[Vec<usize>]) 
             .collect();
         let served = pinned.iter().filter(|cpu| fixed.contains(cpu)).count();
         running.notes.push(format!(
-            "{served} of {} workers are on a CPU that a queue of {} interrupts; {} of {} interrupts \
-             are fixed to one CPU{}",
+            "{served} of {} workers are on a CPU that a queue of {} interrupts; {} of {} \
+             interrupts are fixed to one CPU{}",
             workers.len(),
             nic.name,
             fixed.len(),
@@ -211,8 +211,8 @@ fn judge_listeners(running: &mut Running, root: &Root, facts: &Facts) {
     for listening in &running.listeners {
         if u64::from(listening.backlog) < somaxconn {
             running.notes.push(format!(
-                "{}: a queue of {} for each worker, and net.core.somaxconn would allow {somaxconn}: \
-                 it was lower when this process began, or listener.backlog is",
+                "{}: a queue of {} for each worker, and net.core.somaxconn would allow \
+                 {somaxconn}: it was lower when this process began, or listener.backlog is",
                 listening.address, listening.backlog
             ));
         }

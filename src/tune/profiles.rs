@@ -85,7 +85,7 @@ fn defaults(ram: u64) -> BTreeMap<String, Value> {
     let texts = [
         ("fs.file-max", "9223372036854775807".to_owned()),
         ("fs.nr_open", "1048576".to_owned()),
-        ("net.ipv4.tcp_mem", format!("{} {} {tcp_max}", tcp_max / 2, tcp_max / 4 * 3)),
+        ("net.ipv4.tcp_mem", format!("{} {} {tcp_max}", tcp_max / 2, tcp_max / 3 * 2)),
         ("net.ipv4.tcp_rmem", "4096 131072 6291456".to_owned()),
         ("net.ipv4.tcp_wmem", "4096 16384 4194304".to_owned()),
         ("net.ipv4.tcp_notsent_lowat", "4294967295".to_owned()),

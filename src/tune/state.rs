@@ -1,5 +1,5 @@
-//! What `apply` did, so that `revert` can take it back and `verify` can watch over it: one JSON file,
-//! replaced as a whole.
+//! What `apply` did, so that `revert` can take it back and `verify` can watch over it: one JSON
+//! file, replaced as a whole.
 
 use std::fs;
 use std::io::{self, Write as _};

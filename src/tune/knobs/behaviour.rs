@@ -88,7 +88,6 @@ pub(super) const KNOBS: [Knob; 23] = [
         wish: |_| at_most(600),
         why: "counts for sockets with SO_KEEPALIVE only; NAT boxes forget a silent flow sooner",
         danger: "1,000,000 such connections are 1,700 probes a second",
-        effect: Effect::NewSockets,
         ..BASE
     },
     Knob {
@@ -101,7 +100,6 @@ pub(super) const KNOBS: [Knob; 23] = [
         why: "with 5 probes a dead peer is found after 150 s",
         danger: "an outage of 150 s ends what is silent",
         since: "2.4",
-        effect: Effect::NewSockets,
         ..BASE
     },
     Knob {
@@ -113,7 +111,6 @@ pub(super) const KNOBS: [Knob; 23] = [
         wish: |_| at_most(5),
         why: "with 30 s between them a dead peer is found after 150 s",
         danger: "fewer end what a short outage only silences",
-        effect: Effect::NewSockets,
         ..BASE
     },
     Knob {
@@ -175,7 +172,8 @@ pub(super) const KNOBS: [Knob; 23] = [
         name: "net.ipv4.tcp_timestamps",
         place: Place::Sysctl("net.ipv4.tcp_timestamps"),
         unit: "0 off, 1 on with random offsets, 2 on without",
-        why: "round-trip times, protection against old packets, tcp_tw_reuse and SYN cookies need it",
+        why: "round-trip times, protection against old packets, tcp_tw_reuse and SYN cookies need \
+              it",
         danger: "0 saves 12 bytes a packet and costs all of those",
         ..BASE
     },

@@ -80,9 +80,9 @@ pub(super) const KNOBS: [Knob; 16] = [
         place: Place::Sysctl("net.ipv4.tcp_mem"),
         group: Group::Capacity,
         unit: "pages of 4 KiB (not bytes): min, pressure, max",
-        default: "9.4 % of RAM as max, 3/4 and 1/2 of that",
+        default: "9.4 % of RAM as max, 2/3 and 1/2 of that",
         formula: "max = a fifth of RAM, or what connections and a reserve leave of it; pressure = \
-                  3/4 max, min = 1/2 max; higher ones stay",
+                  2/3 max, min = 1/2 max; higher ones stay",
         wish: |goal| Wish::AtLeast(Value::of(&goal.tcp_mem())),
         why: "all that TCP may queue; idle sockets count nothing. Above it new data is dropped and \
               sockets are killed: \"out of memory -- consider tuning tcp_mem\"",
@@ -98,7 +98,8 @@ pub(super) const KNOBS: [Knob; 16] = [
         group: Group::Capacity,
         unit: "bytes of a receive buffer: min, first, most",
         default: "4096 131072 6291456",
-        formula: "most = 32 MiB from 10 Gbit/s on, as Linux 6.16 and newer have it; else the kernel's",
+        formula: "most = 32 MiB from 10 Gbit/s on, as Linux 6.16 and newer have it; else the \
+                  kernel's",
         wish: |goal| match goal.profile {
             Profile::SmallVm => {
                 keep("the kernel grows buffers as they are needed; idle ones cost 0")
@@ -108,11 +109,11 @@ pub(super) const KNOBS: [Knob; 16] = [
             }
         },
         why: "an upload over a long path is as fast as window / round trip",
-        danger: "none while tcp_mem bounds the sum; a lower first value saves nothing and slows the \
-                 first round trip",
+        danger: "none while tcp_mem bounds the sum; a lower first value saves nothing and slows \
+                 the first round trip",
         since: "2.4; per namespace from 4.15",
         source: "Documentation/networking/ip-sysctl.rst; tcp(7)",
-        effect: Effect::NewSockets,
+        effect: Effect::Now,
         scope: Scope::Netns,
     },
     Knob {
@@ -132,7 +133,7 @@ pub(super) const KNOBS: [Knob; 16] = [
         danger: "with tcp_notsent_lowat unset, one stalled reader may hold all of it",
         since: "2.4; per namespace from 4.15",
         source: "Documentation/networking/ip-sysctl.rst; tcp(7)",
-        effect: Effect::NewSockets,
+        effect: Effect::Now,
         scope: Scope::Netns,
     },
     Knob {
@@ -143,8 +144,8 @@ pub(super) const KNOBS: [Knob; 16] = [
         default: "4294967295",
         formula: "128 KiB, what Portcullis gives its clients' sockets; a lower one stays",
         wish: |_| at_most(u64::from(NOT_SENT_BYTES)),
-        why: "a reader that stalls costs 128 KiB unsent and not 4 MiB: this extends to the servers' \
-              sockets and to other programs",
+        why: "a reader that stalls costs 128 KiB unsent and not 4 MiB: this extends to the \
+              servers' sockets and to other programs",
         danger: "more wake-ups for programs that write much; below 16 KiB throughput falls",
         since: "3.12",
         source: "Documentation/networking/ip-sysctl.rst; bench/RESULTS.md, Tuning",
@@ -159,8 +160,8 @@ pub(super) const KNOBS: [Knob; 16] = [
         default: "32768 60999",
         formula: "10000 to 65535; a wider one stays",
         wish: port_range,
-        why: "each connection to one address of a server needs a port of its own: 55,536 instead of \
-              28,232",
+        why: "each connection to one address of a server needs a port of its own: 55,536 instead \
+              of 28,232",
         danger: "what listens above 10000 may find its port taken: name it in \
                  ip_local_reserved_ports",
         since: "2.2",
@@ -213,7 +214,7 @@ pub(super) const KNOBS: [Knob; 16] = [
         place: Place::Sysctl("net.ipv4.tcp_max_tw_buckets"),
         group: Group::Capacity,
         unit: "sockets in TIME-WAIT",
-        default: "half of the hash buckets, 131072 on 16 GiB",
+        default: "half of the hash buckets for sockets: 65536 with 16 GiB of RAM",
         formula: "1.2 x 60 s x closes per second, at 2048 a second for each worker; more stays",
         wish: |goal| at_least((goal.shape.count() * 2048 * 72).min(2_097_152)),
         why: "beyond it TIME-WAIT is cut short, and late packets meet a new connection",
@@ -228,7 +229,7 @@ pub(super) const KNOBS: [Knob; 16] = [
         place: Place::Sysctl("net.ipv4.tcp_max_orphans"),
         group: Group::Capacity,
         unit: "closed sockets with data to send",
-        default: "half of the hash buckets, 131072 on 16 GiB",
+        default: "half of the hash buckets for sockets: 65536 with 16 GiB of RAM",
         formula: "an eighth of the connections; more stays",
         wish: |goal| at_least((goal.connections / 8).max(65_536)),
         why: "a drain closes many at once; beyond it they are reset",

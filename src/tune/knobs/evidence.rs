@@ -61,7 +61,8 @@ pub(super) const KNOBS: [Knob; 6] = [
         place: Place::Sysctl("net.core.rps_sock_flow_entries"),
         unit: "flows",
         default: "0 (off)",
-        formula: "32768 on a machine whose card has fewer queues than there are workers; more stays",
+        formula: "32768 on a machine whose card has fewer queues than there are workers; more \
+                  stays",
         wish: |goal| {
             let short = goal
                 .facts
@@ -70,8 +71,8 @@ pub(super) const KNOBS: [Knob; 6] = [
                 .any(|nic| nic.driver.is_some() && nic.rx_queues < goal.shape.workers.min(2));
             if short { at_least(32_768) } else { keep("the card has a queue per worker") }
         },
-        why: "with one queue for several workers, RFS hands a packet to the CPU of its worker; each \
-              queue's rps_cpus and rps_flow_cnt must be set as well (portcullis-nic.service)",
+        why: "with one queue for several workers, RFS hands a packet to the CPU of its worker; \
+              each queue's rps_cpus and rps_flow_cnt must be set as well (portcullis-nic.service)",
         danger: "one more interrupt per packet; useless with a queue per worker",
         since: "2.6.35",
         source: "Documentation/networking/scaling.rst",

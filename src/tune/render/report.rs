@@ -228,8 +228,8 @@ pub fn plan(planned: &Planned<'_>, all: bool) -> String {
         &mut out,
         &format!(
             "Plan for {} connections on {} worker(s), profile {}: {} bytes of memory each (kernel \
-             {KERNEL_BYTES}, Portcullis {}, and a share of the buffers of {} % that are busy), {} MiB \
-             of {} MiB",
+             {KERNEL_BYTES}, Portcullis {}, and a share of the buffers of {} % that are busy), {} \
+             MiB of {} MiB",
             goal.connections,
             goal.shape.workers,
             goal.profile.name(),

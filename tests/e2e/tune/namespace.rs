@@ -1,5 +1,5 @@
-//! A network namespace that several commands share, with folders of `/etc` of its own and the host's
-//! settings read-only.
+//! A network namespace that several commands share, with folders of `/etc` of its own and the
+//! host's settings read-only.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -273,8 +273,7 @@ fn check_and_run_warn_of_what_would_stop_the_configured_connections() {
     ] {
         assert!(words.contains(part), "no {part:?}: {words}");
     }
-    // In the fresh namespace the address cannot be bound unless the loopback is up; the warning comes
-    // before that, and the run ends by itself or by our signal.
+    // The warning comes before anything is bound, so it does not matter whether the loopback is up.
     let log = namespace.dir.path().join("log");
     let mut command = namespace.command(BINARY);
     command.arg("run").arg("--config").arg(&config);

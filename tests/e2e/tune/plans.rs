@@ -40,7 +40,7 @@ fn a_big_machine_gets_values_by_the_formulas() {
     // 2 x 10,000,000 / 64 = 312,500 descriptors, 32 for the listener, 64 besides; 10 % more.
     assert_eq!(wanted("LimitNOFILE"), "524288");
     // A fifth of 256 GiB in pages would be 13,421,772.
-    assert_eq!(wanted("net.ipv4.tcp_mem"), "6710886 10066329 13421772");
+    assert_eq!(wanted("net.ipv4.tcp_mem"), "6710886 8947848 13421772");
     assert_eq!(wanted("net.core.somaxconn"), "65535");
     assert_eq!(wanted("net.ipv4.tcp_max_orphans"), "1250000");
     assert_eq!(wanted("kernel.numa_balancing"), "0");
