@@ -217,14 +217,19 @@ fn buckets(goal: &Goal<'_>) -> Option<Ceiling> {
     let buckets = goal.facts.number("net.ipv4.tcp_ehash_entries")?;
     let sockets = if goal.servers == 0 { 1 } else { 2 };
     let connections = buckets.saturating_mul(CHAIN) / sockets;
-    let wanted = (goal.sockets() / CHAIN).next_power_of_two();
+    let cure = if goal.connections <= connections {
+        "enough for this plan".to_owned()
+    } else {
+        let wanted = (goal.sockets() / CHAIN).next_power_of_two();
+        format!("boot with thash_entries={wanted}")
+    };
     Some(Ceiling {
         name: "hash buckets for sockets",
         live: buckets.to_string(),
         connections,
         planned: connections,
         note: Some("slows down"),
-        cure: format!("boot with thash_entries={wanted}, for {CHAIN} sockets in each"),
+        cure,
     })
 }
 

@@ -15,9 +15,10 @@ use crate::tune::detect::Facts;
 use crate::tune::detect::kernel::IoUring;
 use crate::tune::detect::nic::Nic;
 use crate::tune::goal::KERNEL_BYTES;
-use crate::tune::knobs::{Group, Knob};
+use crate::tune::knobs::{Group, Place};
 use crate::tune::plan::{Advice, Row};
 use crate::tune::process::Running;
+use crate::tune::sizing::Ceiling;
 use crate::tune::verify::{Drift, Report};
 
 /// Columns of a table, each with its width, spaces around it included.
@@ -279,7 +280,7 @@ fn changes(out: &mut String, group: Group, rows: &[Row], all: bool) {
         let knob = row.knob;
         let (effect, scope) = (knob.effect.name(), knob.scope.name());
         table.add_row([
-            format!("{}\n  effect {effect}; {scope}", broken(knob)),
+            format!("{}\n  effect {effect}; {scope}", broken(knob.name, 33)),
             values(row),
             format!("{}\nDanger: {}", knob.why, knob.danger),
         ]);
@@ -287,16 +288,17 @@ fn changes(out: &mut String, group: Group, rows: &[Row], all: bool) {
     push_table(out, &table);
 }
 
-/// A name that is longer than its column goes on behind a dot.
-fn broken(knob: &Knob) -> String {
-    match knob.name.rsplit_once('.') {
-        Some((path, last)) if knob.name.len() > 34 => format!("{path}.\n  {last}"),
-        _ => knob.name.to_owned(),
+/// A name that is longer than its column goes on behind its last dot.
+fn broken(name: &str, width: usize) -> String {
+    match name.rsplit_once('.') {
+        Some((path, last)) if name.len() > width => format!("{path}.\n  {last}"),
+        _ => name.to_owned(),
     }
 }
 
 fn values(row: &Row) -> String {
-    let now = row.live.as_ref().map_or("not known", |value| value.as_str());
+    let unknown = if matches!(row.knob.place, Place::Limit(_)) { "as its unit says" } else { "-" };
+    let now = row.live.as_ref().map_or(unknown, |value| value.as_str());
     let wanted = match &row.advice {
         Advice::Set(value) => format!("→ {value}"),
         Advice::Already => "as it is".to_owned(),
@@ -333,7 +335,7 @@ pub fn sizing(planned: &Planned<'_>) -> String {
     let mut out = String::new();
     heading(&mut out, "How many connections this box holds, and what stops it, first to last");
     let mut table =
-        dense(&[("limit", 25), ("now", 16), ("connections", 13), ("as planned", 12), ("cure", 30)]);
+        dense(&[("limit", 30), ("now", 16), ("connections", 13), ("as planned", 12), ("cure", 25)]);
     for ceiling in &planned.ceilings {
         let note = ceiling.note.map(|note| format!("\n({note})")).unwrap_or_default();
         table.add_row([
@@ -350,6 +352,15 @@ pub fn sizing(planned: &Planned<'_>) -> String {
         }
     }
     push_table(&mut out, &table);
+    let first = |allows: fn(&Ceiling) -> u64| {
+        let stops = planned.ceilings.iter().filter(|ceiling| ceiling.note.is_none());
+        let first = stops.min_by_key(|ceiling| allows(ceiling))?;
+        Some(format!("{} ({})", allows(first), first.name))
+    };
+    let (now, then) = (first(|ceiling| ceiling.connections), first(|ceiling| ceiling.planned));
+    if let (Some(now), Some(then)) = (now, then) {
+        wrap(&mut out, "", "", &format!("It ends at {now}; with this plan at {then}."));
+    }
     out
 }
 
@@ -371,7 +382,7 @@ pub fn account(done: &[Done]) -> String {
             | Outcome::Refused(text)
             | Outcome::Changed(text) => text.clone(),
         };
-        table.add_row([done.name.clone(), done.outcome.name().to_owned(), text]);
+        table.add_row([broken(&done.name, 41), done.outcome.name().to_owned(), text]);
     }
     let mut out = String::new();
     push_table(&mut out, &table);
@@ -416,14 +427,14 @@ fn drifts(out: &mut String, drifts: &[Drift]) {
     if drifts.is_empty() {
         return;
     }
-    let mut table = table(&[("setting or file", 36), ("is, should be", 26), ("who", 36)]);
+    let mut table = dense(&[("setting or file", 36), ("is → should be", 30), ("who", 32)]);
     for drift in drifts {
         let who = match (&drift.who, drift.was_set) {
             (Some(file), _) => file.clone(),
-            (None, true) => "no file: by hand, or by a program".to_owned(),
-            (None, false) => "not set yet: portcullis tune apply".to_owned(),
+            (None, true) => "no file: by hand or a program".to_owned(),
+            (None, false) => "not set yet (tune apply)".to_owned(),
         };
-        table.add_row([drift.name.clone(), format!("{}\n{}", drift.live, drift.wanted), who]);
+        table.add_row([broken(&drift.name, 34), format!("{} → {}", drift.live, drift.wanted), who]);
     }
     push_table(out, &table);
 }
