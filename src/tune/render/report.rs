@@ -288,10 +288,13 @@ fn changes(out: &mut String, group: Group, rows: &[Row], all: bool) {
     push_table(out, &table);
 }
 
-/// A name that is longer than its column goes on behind its last dot.
+/// A name that is longer than its column goes on behind its last slash or dot.
 fn broken(name: &str, width: usize) -> String {
-    match name.rsplit_once('.') {
-        Some((path, last)) if name.len() > width => format!("{path}.\n  {last}"),
+    let split = name.rsplit_once('/').map(|parts| (parts, '/'));
+    match split.or_else(|| name.rsplit_once('.').map(|parts| (parts, '.'))) {
+        Some(((path, last), separator)) if name.len() > width => {
+            format!("{path}{separator}\n  {last}")
+        }
         _ => name.to_owned(),
     }
 }
@@ -430,7 +433,7 @@ fn drifts(out: &mut String, drifts: &[Drift]) {
     let mut table = dense(&[("setting or file", 36), ("is → should be", 30), ("who", 32)]);
     for drift in drifts {
         let who = match (&drift.who, drift.was_set) {
-            (Some(file), _) => file.clone(),
+            (Some(file), _) => broken(file, 30),
             (None, true) => "no file: by hand or a program".to_owned(),
             (None, false) => "not set yet (tune apply)".to_owned(),
         };
