@@ -69,7 +69,8 @@ fn measure(quick: bool) -> io::Result<ExitCode> {
     for value in if quick { ["16", "64"] } else { ["128", "4096"] } {
         set("net.core.somaxconn", value)?;
         println!(
-            "| somaxconn | {value} | clients of a burst that are let in while nobody accepts | {} |",
+            "| somaxconn | {value} | clients of a burst that are let in while nobody accepts | {} \
+             |",
             burst()?
         );
     }
@@ -95,8 +96,8 @@ fn any() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-/// Two listeners as two workers have them; one closes while both have queues. Clients that are reset,
-/// and clients that were in its queue.
+/// Two listeners as two workers have them; one closes while both have queues. Clients that are
+/// reset, and clients that were in its queue.
 fn closing_listener(clients: usize) -> io::Result<(usize, usize)> {
     let closing = TcpListener::from(listen(any(), 4096)?);
     let address = closing.local_addr()?;
@@ -130,8 +131,8 @@ fn gets_a_byte(client: &mut TcpStream) -> bool {
     waits.is_ok() && client.read_exact(&mut [0]).is_ok()
 }
 
-/// Writes to readers that do not read until the kernel takes no more: bytes of each, those that wait
-/// at the reader included.
+/// Writes to readers that do not read until the kernel takes no more: bytes of each, those that
+/// wait at the reader included.
 fn stalled_readers(readers: u64) -> io::Result<u64> {
     // A listener without options of its own: the setting is what counts.
     let listener = TcpListener::bind(any())?;
@@ -176,8 +177,8 @@ fn burst() -> io::Result<usize> {
     Ok(open.len())
 }
 
-/// Connections to one server, each closed by us first; how many were made, and how many tries found no
-/// port.
+/// Connections to one server, each closed by us first; how many were made, and how many tries found
+/// no port.
 fn one_server(time: Duration) -> io::Result<(usize, usize)> {
     let listener = TcpListener::bind(any())?;
     let address = listener.local_addr()?;
