@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portcullis::sys::socket::listen;
+use portcullis::sys::socket::{listen, steer};
 
 /// The argument of the run inside.
 const INSIDE: &str = "--inside";
@@ -55,9 +55,17 @@ fn measure(quick: bool) -> io::Result<ExitCode> {
     let queued = if quick { 20 } else { 200 };
     for value in ["0", "1"] {
         set("net.ipv4.tcp_migrate_req", value)?;
-        let (lost, of) = closing_listener(queued)?;
-        let what = "connections lost, of those in the queue of a closed listener";
-        println!("| tcp_migrate_req | {value} | {what} | {lost} of {of} |");
+        for steered in [false, true] {
+            // A thread of its own, as a steered one is pinned.
+            let (lost, of) = thread::spawn(move || closing_listener(queued, steered))
+                .join()
+                .map_err(|_| io::Error::other("the clients' thread panicked"))??;
+            let steered = if steered { ", SO_INCOMING_CPU" } else { "" };
+            println!(
+                "| tcp_migrate_req | {value} | connections lost, of those in the queue of a closed \
+                 listener{steered} | {lost} of {of} |"
+            );
+        }
     }
     let readers = if quick { 2 } else { 20 };
     for value in ["4294967295", "131072", "16384"] {
@@ -98,10 +106,22 @@ fn any() -> SocketAddr {
 
 /// Two listeners as two workers have them; one closes while both have queues. Clients that are
 /// reset, and clients that were in its queue.
-fn closing_listener(clients: usize) -> io::Result<(usize, usize)> {
-    let closing = TcpListener::from(listen(any(), 4096)?);
+///
+/// Steered, the closing one is that of our CPU and gets all of them, and the other is of another
+/// CPU.
+fn closing_listener(clients: usize, steered: bool) -> io::Result<(usize, usize)> {
+    let closing = listen(any(), 4096)?;
+    if steered {
+        core_affinity::set_for_current(core_affinity::CoreId { id: 0 });
+        steer(&closing, 0)?;
+    }
+    let closing = TcpListener::from(closing);
     let address = closing.local_addr()?;
-    let staying = TcpListener::from(listen(address, 4096)?);
+    let staying = listen(address, 4096)?;
+    if steered {
+        steer(&staying, 1)?;
+    }
+    let staying = TcpListener::from(staying);
     let mut open = Vec::new();
     for _ in 0..clients {
         open.push(TcpStream::connect(address)?);

@@ -70,6 +70,9 @@ pub const PARTIAL_HANDSHAKE_BYTES_MAX: usize = 72 * 1024;
 /// more (`TCP_NOTSENT_LOWAT`, tcp(7)): a reader that stalls costs that instead of 4 MB.
 pub const NOT_SENT_BYTES: u32 = 128 * 1024;
 
+/// Of so many connections that end one is asked, by a system call, which CPU its packets come to.
+pub const CPU_SAMPLE_CONNECTIONS: u32 = 16;
+
 /// Accept operations a listener keeps armed: the most connections one turn takes from one listener.
 pub const ACCEPTS_ARMED: u32 = 16;
 

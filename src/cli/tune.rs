@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::say_all;
-use crate::config::{Config, ServerAddress, size};
+use crate::config::{Config, ServerAddress, Steering, size};
 use crate::control::capacity::{self, Shape};
 use crate::control::exit;
 use crate::control::topology;
+use crate::tune::advice;
 use crate::tune::apply::{self, Done, How, Outcome};
 use crate::tune::detect::Facts;
 use crate::tune::files::{self, Persisted};
@@ -380,8 +381,8 @@ pub(super) fn of_config(config: &Config, workers: usize, per_worker: Option<u32>
     }
 }
 
-/// What of this kernel stops the connections that are configured, each with its cure. With "auto"
-/// nobody asked for a number; only the queues are compared then.
+/// What of this machine stops the connections that are configured, each with its cure. With "auto"
+/// nobody asked for a number; only listeners' queues and steering are looked at then.
 pub(super) fn warnings(
     config: &Config,
     facts: &Facts,
@@ -393,6 +394,12 @@ pub(super) fn warnings(
         let wishes = of_config(config, workers, Some(per_worker));
         let goal = Goal::new(facts, &wishes);
         warnings = sizing::warnings(&goal, &plan::rows(&goal));
+    }
+    if config.workers.steering == Steering::IncomingCpu
+        && let Ok(placed) = topology::workers(&config.workers)
+    {
+        let cpus: Vec<usize> = placed.into_iter().flatten().collect();
+        warnings.extend(advice::unserved(facts, &cpus));
     }
     let somaxconn = facts.number("net.core.somaxconn").unwrap_or(u64::MAX);
     for listener in config.listeners.iter().filter(|l| u64::from(l.backlog) > somaxconn) {

@@ -140,7 +140,7 @@ mod tests {
     ) -> Vec<Option<usize>> {
         let sysfs = hyperthreads();
         let cpus = cpus.map(<[usize]>::to_vec);
-        let workers = config::Workers { count, cpus };
+        let workers = config::Workers { count, cpus, steering: config::Steering::Hash };
         place(&workers, allowed, &by_core(allowed, sysfs.path())).expect("placed")
     }
 
@@ -170,7 +170,8 @@ mod tests {
 
     #[test]
     fn a_cpu_outside_the_mask_is_an_error_that_names_the_mask() {
-        let workers = config::Workers { count: None, cpus: Some(vec![5]) };
+        let workers =
+            config::Workers { count: None, cpus: Some(vec![5]), steering: config::Steering::Hash };
         let allowed = [0, 1, 3];
         let sysfs = hyperthreads();
         let error = place(&workers, &allowed, &by_core(&allowed, sysfs.path())).expect_err("CPU 5");
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_a_place_for_a_worker() {
-        let auto = config::Workers { count: None, cpus: None };
+        let auto = config::Workers { count: None, cpus: None, steering: config::Steering::Hash };
         let placed = workers(&auto).expect("placed");
         assert!(!placed.is_empty());
         assert!(placed.iter().all(Option::is_some));

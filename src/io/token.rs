@@ -50,9 +50,11 @@ pub enum Kind {
     AcknowledgeClient,
     /// Used inside an `Io` only; never seen by a worker.
     Internal,
+    /// Look which CPU the client's packets come to; inside an `Io` only.
+    SampleClient,
 }
 
-const KINDS: [Kind; 22] = [
+const KINDS: [Kind; 23] = [
     Kind::Accept,
     Kind::LocalAddress,
     Kind::RecvClient,
@@ -75,6 +77,7 @@ const KINDS: [Kind; 22] = [
     Kind::Mailbox,
     Kind::AcknowledgeClient,
     Kind::Internal,
+    Kind::SampleClient,
 ];
 
 /// Names one operation: 8 bits of kind, 24 of generation, 32 of slot.

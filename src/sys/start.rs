@@ -3,6 +3,7 @@
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
+use crate::config::Steering;
 use crate::sys::mailbox::Receiver;
 use crate::sys::probe::{is_no_memory, patiently};
 use crate::sys::ring::Ring;
@@ -22,6 +23,8 @@ pub struct Start {
     pub cpu: Option<usize>,
     /// Listening sockets to make.
     pub binds: Vec<Bind>,
+    /// Which of the workers' listening sockets a new connection goes to.
+    pub steering: Steering,
     /// Connections open at a time: two direct descriptors each.
     pub connections: u32,
     /// The configuration.
@@ -90,15 +93,19 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
     own_descriptor_table(start.mailbox.wake_fd())?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());
+    let steered_to = start.cpu.filter(|_| start.steering == Steering::IncomingCpu);
     let mut ring = || {
-        Ring::new(table, listen(&start.binds)?, Arc::clone(&wake))
+        Ring::new(table, listen(&start.binds, steered_to)?, Arc::clone(&wake))
             .map_err(|(step, source)| StartError::Ring { step, source })
     };
     let no_memory = |error: &StartError| match error {
         StartError::Ring { source, .. } => is_no_memory(source),
         StartError::Listen { .. } | StartError::Files { .. } | StartError::Pin { .. } => false,
     };
-    let ring = patiently(&mut ring, no_memory)?;
+    let mut ring = patiently(&mut ring, no_memory)?;
+    if let Some(cpu) = start.cpu {
+        ring.sample_cpus(cpu, Arc::clone(&start.counters));
+    }
     Ok(Worker::new(
         ring,
         Setup {
@@ -114,9 +121,13 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
     ))
 }
 
-fn listen(binds: &[Bind]) -> Result<Vec<OwnedFd>, StartError> {
+fn listen(binds: &[Bind], steered_to: Option<usize>) -> Result<Vec<OwnedFd>, StartError> {
     let listen = |bind: &Bind| {
         socket::listen(bind.address, bind.backlog)
+            .and_then(|listener| {
+                steered_to.map_or(Ok(()), |cpu| socket::steer(&listener, cpu))?;
+                Ok(listener)
+            })
             .map_err(|source| StartError::Listen { address: bind.address, source })
     };
     binds.iter().map(listen).collect()

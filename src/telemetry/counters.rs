@@ -95,6 +95,10 @@ pub struct Counters {
     pub cached_sessions: Counter,
     /// Gauge: bytes of these.
     pub cached_bytes: Counter,
+    /// Connections that were asked which CPU took in their last packet.
+    pub cpu_samples: Counter,
+    /// Of these, those whose CPU was the worker's own.
+    pub cpu_matches: Counter,
     /// Connections by why they ended.
     pub closed: ByLabel<{ CloseReason::COUNT }>,
     /// Plaintext bytes from clients, opened for servers.

@@ -99,6 +99,25 @@ fn interrupts(nic: &Nic, facts: &Facts, notes: &mut Vec<String>) {
     }
 }
 
+/// What is wrong with giving connections to the worker of their packets' CPU, where workers are on
+/// these CPUs: a worker whose CPU no queue interrupts gets none, or those that find no better one.
+pub fn unserved(facts: &Facts, workers: &[usize]) -> Option<String> {
+    let cards: Vec<&Nic> = facts.nics.iter().filter(|nic| nic.driver.is_some()).collect();
+    let interrupts = |cpu: &&usize| {
+        cards.iter().flat_map(|nic| &nic.irqs).any(|irq| irq.cpus.as_slice() == [**cpu])
+    };
+    let without: Vec<usize> = workers.iter().filter(|cpu| !interrupts(cpu)).copied().collect();
+    if cards.is_empty() || without.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "workers.steering = \"incoming_cpu\", but no queue of a network card is fixed to CPU {}: \
+         its worker gets few connections from outside, or none. Give each worker's CPU a queue \
+         (portcullis-nic.sh in sysctl/), or write \"hash\"",
+        show(&without)
+    ))
+}
+
 fn processor(goal: &Goal<'_>, notes: &mut Vec<String>) {
     let cpu = &goal.facts.cpu;
     if let Some(clock) = &cpu.clocksource
@@ -178,4 +197,24 @@ fn others(facts: &Facts, notes: &mut Vec<String>) {
 
 fn show(cpus: &[usize]) -> String {
     crate::control::topology::show_cpus(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::detect::nic::Irq;
+    use crate::tune::profiles;
+
+    #[test]
+    fn a_worker_without_a_queue_of_its_own_is_told_when_steered() {
+        let mut facts = profiles::facts(Profile::Edge);
+        let irq = |cpus: &[usize]| Irq { number: 9, name: "x-rx-0".into(), cpus: cpus.to_vec() };
+        facts.nics[0].irqs = vec![irq(&[0]), irq(&[1]), irq(&[2, 3])];
+        assert_eq!(unserved(&facts, &[0, 1]), None);
+        let told = unserved(&facts, &[0, 1, 2]).unwrap();
+        assert!(told.contains("CPU 2:"), "{told}");
+        // Behind a virtual interface nothing is known, and nothing is claimed.
+        facts.nics[0].driver = None;
+        assert_eq!(unserved(&facts, &[0, 1, 2]), None);
+    }
 }
