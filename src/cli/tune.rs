@@ -10,6 +10,7 @@ use super::say_all;
 use crate::config::{Config, ServerAddress, Steering, size};
 use crate::control::capacity::{self, Shape};
 use crate::control::exit;
+use crate::control::failure::Failure;
 use crate::control::topology;
 use crate::tune::advice;
 use crate::tune::apply::{self, Done, How, Outcome};
@@ -364,8 +365,13 @@ impl WishArguments {
 }
 
 fn configured(path: &Path, facts: &Facts) -> Result<Wishes, Refusal> {
-    let config = Config::load(path).map_err(|e| Refusal(e.to_string(), exit::CONFIG))?;
-    let workers = topology::workers(&config.workers).map_or(facts.cpu.cores.len(), |w| w.len());
+    let config = Config::load(path).map_err(|error| {
+        let failure = Failure::from(error);
+        Refusal(failure.to_string(), failure.exit_code())
+    })?;
+    // As `run` places them, but on the machine of the facts.
+    let named = config.workers.cpus.as_ref().map(Vec::len);
+    let workers = config.workers.count.or(named).unwrap_or(facts.cpu.cores.len());
     Ok(of_config(&config, workers, config.limits.connections_per_worker))
 }
 

@@ -188,8 +188,8 @@ pub fn notrack(header: &str) -> String {
              look-up; a full table drops packets. Danger: NOT on a machine that does NAT, \
              publishes container ports, runs kube-proxy, or whose firewall accepts by `ct state \
              established`: untracked packets match none of that; accept these ports before. Load \
-             with `nft -f`; take back with `nft delete table inet portcullis_notrack`. Needs Linux \
-             5.2 for a raw chain in the family inet. Source: nft(8), NOTRACK."
+             with `nft -f`; take back with `nft delete table inet portcullis_notrack`. Since \
+             Linux 4.9. Source: nft(8), NOTRACK."
         )
     )
 }

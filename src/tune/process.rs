@@ -173,7 +173,9 @@ fn judge_affinity(running: &mut Running, facts: &Facts, workers: &[Vec<usize>]) 
 fn judge_listeners(running: &mut Running, root: &Root, facts: &Facts) {
     let pid = running.pid;
     if network_namespace(root, &pid.to_string()).is_none() {
-        running.notes.push("its listeners can be seen by root or its own user only".to_owned());
+        running
+            .notes
+            .push("its listeners can be seen by root only, as it hides its memory".to_owned());
         return;
     }
     if is_elsewhere(root, pid) {

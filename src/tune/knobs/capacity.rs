@@ -65,7 +65,7 @@ pub(super) const KNOBS: [Knob; 16] = [
         place: Place::Limit("LimitMEMLOCK"),
         group: Group::Capacity,
         unit: "bytes of locked memory",
-        default: "8 MiB (65536 before Linux 5.16)",
+        default: "8 MiB (64 KiB before Linux 5.16)",
         formula: "infinity",
         wish: |_| Wish::Exactly(Value::parse("infinity")),
         why: "Linux before 5.12, and from 6.14, counts rings here, for all processes of a user",

@@ -399,6 +399,13 @@ pub fn account(done: &[Done]) -> String {
         .map(|(name, count)| format!("{count} {name}"))
         .collect();
     wrap(&mut out, "", "", &counts.join(", "));
+    let of_systemd = |done: &&Done| {
+        done.name.contains("/systemd/") && matches!(done.outcome, Outcome::Set { .. })
+    };
+    if done.iter().any(|done| of_systemd(&done)) {
+        let next = "Next: systemctl daemon-reload, and restart Portcullis, whose limits changed.";
+        wrap(&mut out, "", "", next);
+    }
     out
 }
 

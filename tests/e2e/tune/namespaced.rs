@@ -182,24 +182,29 @@ fn every_profile_is_read_by_the_real_systemd_sysctl() {
 
 #[test]
 fn a_refusal_of_the_kernel_is_told_with_its_error_and_the_rest_stands() {
+    let Some(namespace) = Namespace::new() else { return };
     let tree = trees::big();
-    // Reading gives a value, and writing an error: what a driver's read-only bug would do.
-    let path = tree.path().join("proc/sys/net/ipv4/tcp_fin_timeout");
+    // A file of the tree that leads to a real setting, which takes 0 and 1 and not our 8.
+    let path = tree.path().join("proc/sys/net/ipv4/tcp_retries2");
     std::fs::remove_file(&path).unwrap();
-    std::os::unix::fs::symlink("/proc/sys/kernel/ngroups_max", &path).unwrap();
-    let applied = tune(tree.path(), &["apply", "--format", "json"]);
+    std::os::unix::fs::symlink("/proc/sys/net/ipv4/tcp_ecn_fallback", &path).unwrap();
+    let tune = |args: &[&str]| {
+        let mut command = namespace.command(BINARY);
+        run(command.args(["tune", "--root"]).arg(tree.path()).args(args), b"", LIMIT)
+    };
+    let before = namespace.read("net.ipv4.tcp_ecn_fallback");
+    let applied = tune(&["apply", "--format", "json"]);
     let account = json(&applied);
-    assert_ne!(applied.status.code(), Some(0), "{account:#}");
-    let refused = &named(&account, FIN)["outcome"];
-    assert!(refused.get("refused").or(refused.get("forbidden")).is_some(), "{refused}");
+    let refused = &named(&account, "net.ipv4.tcp_retries2")["outcome"]["refused"];
+    assert!(refused.as_str().is_some_and(|why| why.contains("Invalid argument")), "{account:#}");
+    assert_eq!(applied.status.code(), Some(71));
+    assert_eq!(namespace.read("net.ipv4.tcp_ecn_fallback"), before);
     assert_eq!(outcome(&account, "net.ipv4.tcp_migrate_req"), "set");
     let state = tree.read("var/lib/portcullis/tune.json");
-    assert!(
-        !state.contains("\"knob\": \"net.ipv4.tcp_fin_timeout\""),
-        "not done, so not noted: {state}"
-    );
+    let noted = "\"knob\": \"net.ipv4.tcp_retries2\"";
+    assert!(!state.contains(noted), "not done, so not noted: {state}");
     assert!(state.contains("tcp_migrate_req"), "{state}");
-    let reverted = tune(tree.path(), &["revert"]);
+    let reverted = tune(&["revert"]);
     assert_eq!(reverted.status.code(), Some(0), "{}", all(&reverted));
     assert_eq!(tree.read("proc/sys/net/ipv4/tcp_migrate_req"), "0");
 }
