@@ -217,7 +217,9 @@ fn write_file(root: &Root, file: &Persisted, dry_run: bool) -> Done {
     let now = std::fs::read_to_string(&path).ok();
     let size = |text: &str| format!("{} lines", text.lines().count());
     let from = now.as_deref().map_or_else(|| "no file".to_owned(), size);
-    let outcome = if now.as_deref() == Some(&file.text) {
+    let outcome = if now.is_none() && path.exists() {
+        Outcome::Refused("what is there cannot be read, and would be lost".to_owned())
+    } else if now.as_deref() == Some(&file.text) {
         Outcome::Already
     } else if dry_run {
         Outcome::Would { from, to: size(&file.text) }
@@ -317,5 +319,64 @@ fn restore_file(how: How<'_>, file: &File, force: bool) -> Outcome {
     match restored {
         Ok(()) => Outcome::Set { from, to },
         Err(error) => failure(&error, ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree with one setting, and the state that an `apply` left which a crash had ended.
+    fn tree(live: &str) -> (tempfile::TempDir, Root, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let path = root.path("/proc/sys/vm/swappiness");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, live).unwrap();
+        let mut state = State::new(Wishes::default());
+        state.note_setting(Setting {
+            knob: "vm.swappiness".to_owned(),
+            path: "/proc/sys/vm/swappiness".to_owned(),
+            before: Value::parse("60"),
+            after: Value::parse("10"),
+        });
+        let file = folder.path().join("state.json");
+        state.save(&file).unwrap();
+        (folder, root, file)
+    }
+
+    #[test]
+    fn what_a_crash_kept_from_happening_is_passed_over() {
+        let (_folder, root, state) = tree("60");
+        let how = How { root: &root, state: &state, dry_run: false };
+        let done = revert(how, false).unwrap();
+        assert_eq!(done[0].outcome, Outcome::Already);
+        assert!(!state.exists());
+    }
+
+    #[test]
+    fn a_dry_run_of_revert_changes_nothing() {
+        let (_folder, root, state) = tree("10");
+        let how = How { root: &root, state: &state, dry_run: true };
+        let would = Outcome::Would { from: "10".to_owned(), to: "60".to_owned() };
+        assert_eq!(revert(how, false).unwrap()[0].outcome, would);
+        assert_eq!(root.number("/proc/sys/vm/swappiness"), Some(10));
+        assert!(state.exists());
+        let how = How { dry_run: false, ..how };
+        assert!(matches!(revert(how, false).unwrap()[0].outcome, Outcome::Set { .. }));
+        assert_eq!(root.number("/proc/sys/vm/swappiness"), Some(60));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        let path = root.path("/etc/sysctl.d/x.conf");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        let file = Persisted { path: "/etc/sysctl.d/x.conf".to_owned(), text: "a\n".to_owned() };
+        let done = write_file(&root, &file, false);
+        assert!(matches!(done.outcome, Outcome::Refused(_)), "{done:?}");
+        assert_eq!(std::fs::read(path).unwrap(), [0xff, 0xfe]);
     }
 }

@@ -101,6 +101,8 @@ pub struct Goal<'a> {
     pub profile: Profile,
     /// Connections of the whole process.
     pub connections: u64,
+    /// Whether somebody asked for that number.
+    pub asked: bool,
     /// Our memory of a connection, in bytes.
     pub user_bytes: u64,
     /// Connections with data waiting at one moment, of hundred.
@@ -124,6 +126,7 @@ impl<'a> Goal<'a> {
             facts,
             profile,
             connections: 0,
+            asked: wishes.connections.is_some(),
             user_bytes: wishes.user_bytes.unwrap_or(USER_BYTES),
             busy_percent: wishes.busy_percent.unwrap_or(BUSY_PERCENT).clamp(1, 100),
             shape,

@@ -94,11 +94,13 @@ fn judge_limits(running: &mut Running, goal: &Goal<'_>, workers: usize) {
     if let Some(limit) = running.limits.nofile
         && limit < needed
     {
-        running.problems.push(format!(
+        let told = format!(
             "its limit of {limit} descriptors per worker is less than the {needed} that the plan \
              needs: LimitNOFILE={} in the unit, and restart it",
             goal.nofile()
-        ));
+        );
+        // A number that nobody asked for is no measure of what runs.
+        if goal.asked { &mut running.problems } else { &mut running.notes }.push(told);
     }
     let rings = memory_needed(workers.max(goal.shape.workers));
     if let Some(limit) = running.limits.memlock

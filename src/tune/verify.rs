@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::detect::settings::Line;
 use super::files::SYSCTL_D;
 use super::goal::Goal;
-use super::knobs::Place;
+use super::knobs::{Group, Place};
 use super::plan::{Advice, Row};
 use super::process::{self, Running};
 use super::root::Root;
@@ -34,7 +34,8 @@ pub struct Report {
     pub compared: usize,
     /// Those that differ now.
     pub drift: Vec<Drift>,
-    /// Those of the plan that `apply` left unset, by choice or by necessity.
+    /// Those of the plan that `apply` left unset, by choice or by necessity, or that evidence speaks
+    /// for only now.
     pub left: Vec<String>,
     /// Those that will differ after the next boot.
     pub at_boot: Vec<Drift>,
@@ -102,7 +103,9 @@ fn compare(goal: &Goal<'_>, row: &Row, state: Option<&State>, report: &mut Repor
     };
     let differs = *live != wanted && (was_set || matches!(row.advice, Advice::Set(_)));
     let left = state.is_some_and(|state| state.left.iter().any(|name| name == row.knob.name));
-    if differs && left && !was_set {
+    // New evidence is a reason to plan again, not a difference from what was set.
+    let new_evidence = row.knob.group == Group::Evidence;
+    if differs && !was_set && (left || new_evidence) {
         report.left.push(row.knob.name.to_owned());
     } else if differs {
         report.drift.push(drift(live, decides.filter(|line| line.value == *live)));

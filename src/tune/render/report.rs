@@ -422,7 +422,7 @@ pub fn verified(report: &Report) -> String {
         drifts(&mut out, &report.at_boot);
     }
     if !report.left.is_empty() {
-        line(&mut out, &format!("left unset by apply: {}", report.left.join(", ")));
+        line(&mut out, &format!("planned, but not set: {}", report.left.join(", ")));
     }
     for running in &report.running {
         process(&mut out, running);

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::namespace::Namespace;
-use super::{LIMIT, assert_fits, json, named, trees, tune};
+use super::{LIMIT, assert_fits, json, named, trees};
 use crate::support::backend::Backend;
 use crate::support::peers::peer;
 use crate::support::process::{all, run, text};
