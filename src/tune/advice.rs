@@ -91,6 +91,14 @@ fn interrupts(nic: &Nic, facts: &Facts, notes: &mut Vec<String>) {
             nic.irqs.len()
         ));
     }
+    let cores = &facts.cpu.cores;
+    let is_served = |cpu: &usize| nic.irqs.iter().any(|irq| irq.cpus.as_slice() == [*cpu]);
+    if cores.len() > 1 && cores.iter().all(is_served) {
+        notes.push(format!(
+            "each core has a queue of {name} to itself: workers.steering = \"incoming_cpu\" lets \
+             each worker serve the packets of its own"
+        ));
+    }
     if nic.tx_queues > 1 && nic.xps_queues == 0 && facts.cpu.cores.len() > 1 {
         notes.push(format!(
             "{name} has no XPS: each core may send on each of {} queues, and shares its lock",

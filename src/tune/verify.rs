@@ -34,8 +34,8 @@ pub struct Report {
     pub compared: usize,
     /// Those that differ now.
     pub drift: Vec<Drift>,
-    /// Those of the plan that `apply` left unset, by choice or by necessity, or that evidence speaks
-    /// for only now.
+    /// Those of the plan that `apply` left unset, by choice or by necessity, or that evidence
+    /// speaks for only now.
     pub left: Vec<String>,
     /// Those that will differ after the next boot.
     pub at_boot: Vec<Drift>,

@@ -8,7 +8,7 @@ use portcullis::tune::goal::Profile;
 use portcullis::tune::knobs;
 use portcullis::tune::profiles;
 
-use super::{LIMIT, trees};
+use super::{LIMIT, json, trees, tune};
 use crate::support::peers::peer;
 use crate::support::process::{all, run};
 
@@ -132,6 +132,14 @@ fn each_queue_of_a_card_gets_a_core_of_its_node_first() {
     let xps = |queue: usize| tree.read(&format!("sys/class/net/ens1f0/queues/tx-{queue}/xps_cpus"));
     assert_eq!((xps(0), xps(31)), ("00000001,00000000".into(), "80000000,00000000".into()));
     assert_eq!(xps(32), "00000001");
+    // One core has no queue, so that steering would starve its worker.
+    let advised = |cores: &str| {
+        tree.write("sys/devices/system/cpu/online", cores);
+        let plan = tune(tree.path(), &["plan", "--format", "json"]);
+        json(&plan)["notes"].to_string().contains("workers.steering")
+    };
+    assert!(!advised("0-63"));
+    assert!(advised("0-30,32-63"), "without core 31");
 }
 
 #[test]
