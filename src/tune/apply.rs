@@ -147,7 +147,7 @@ fn path(place: Place) -> Option<String> {
     match place {
         Place::Sysctl(name) => Some(sysctl_path(name)),
         Place::Choice(path) => Some(path.to_owned()),
-        Place::Limit(_) | Place::Boot(_) => None,
+        Place::Limit(_) | Place::Boot(..) => None,
     }
 }
 
@@ -175,9 +175,10 @@ fn set_row(root: &Root, row: &Row, dry_run: bool) -> Done {
         (Advice::Already, _) => Outcome::Already,
         (Advice::Keep(reason), _) => Outcome::Skipped(reason.clone()),
         (Advice::Absent(reason), _) => Outcome::Skipped((*reason).to_owned()),
-        (Advice::Set(value), None) => Outcome::Skipped(format!(
-            "{value}: a limit of the service, written to its unit with --persist"
-        )),
+        (Advice::Set(value), None) => Outcome::Skipped(match row.knob.place {
+            Place::Boot(word, _) => format!("add {word}={value} to the kernel's command line"),
+            _ => format!("{value}: a limit of the service, written to its unit with --persist"),
+        }),
         (Advice::Set(to), Some(path)) => {
             let from = row.live.as_ref().map(ToString::to_string).unwrap_or_default();
             if dry_run {

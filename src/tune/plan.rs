@@ -63,10 +63,11 @@ fn advise(knob: &Knob, live: Option<&Value>, wish: &Wish, facts: &Facts) -> Advi
     };
     let Some(live) = live else {
         return match knob.place {
-            // Not of this process: a service has its own, and the next boot's is not known here.
+            // Not of this process: a service has its own.
             Place::Limit(_) => Advice::Set(wanted.clone()),
-            Place::Boot(_) => Advice::Keep("needs a boot parameter".to_owned()),
-            Place::Sysctl(_) | Place::Choice(_) => Advice::Absent(why_absent(knob, facts)),
+            Place::Sysctl(_) | Place::Choice(_) | Place::Boot(..) => {
+                Advice::Absent(why_absent(knob, facts))
+            }
         };
     };
     let value = max.map_or_else(|| wanted.clone(), |max| live.merge(wanted, max));

@@ -61,7 +61,8 @@ pub fn verify(
     pid: Option<u32>,
 ) -> Report {
     let mut report = Report::default();
-    for row in rows.iter().filter(|row| !matches!(row.knob.place, Place::Limit(_) | Place::Boot(_)))
+    for row in
+        rows.iter().filter(|row| !matches!(row.knob.place, Place::Limit(_) | Place::Boot(..)))
     {
         compare(goal, row, state, &mut report);
     }

@@ -88,6 +88,7 @@ pub fn read(root: &Root, place: Place) -> Option<Value> {
     match place {
         Place::Sysctl(name) => root.sysctl(name),
         Place::Choice(path) => Value::chosen(&root.text(path)?),
-        Place::Limit(_) | Place::Boot(_) => None,
+        Place::Boot(_, shown_by) => root.sysctl(shown_by),
+        Place::Limit(_) => None,
     }
 }

@@ -23,7 +23,7 @@ const BASE: Knob = Knob {
     scope: Scope::Netns,
 };
 
-pub(super) const KNOBS: [Knob; 23] = [
+pub(super) const KNOBS: [Knob; 25] = [
     Knob {
         name: "net.ipv4.tcp_migrate_req",
         place: Place::Sysctl("net.ipv4.tcp_migrate_req"),
@@ -154,6 +154,35 @@ pub(super) const KNOBS: [Knob; 23] = [
         why: "routers tell of congestion without dropping",
         danger: "some middle boxes drop what asks for it",
         since: "2.4",
+        ..BASE
+    },
+    Knob {
+        name: "net.ipv4.tcp_congestion_control",
+        place: Place::Sysctl("net.ipv4.tcp_congestion_control"),
+        unit: "an algorithm's name",
+        default: "cubic, unless the kernel was built with another",
+        formula: "the kernel's",
+        wish: |_| keep("a choice about networks and fairness, not about capacity"),
+        why: "bbr keeps its speed on paths that lose packets",
+        danger: "bbr takes more than its share where buffers are short, and is best with \
+                 net.core.default_qdisc = fq",
+        since: "2.6.13",
+        effect: Effect::NewSockets,
+        ..BASE
+    },
+    Knob {
+        name: "net.core.default_qdisc",
+        place: Place::Sysctl("net.core.default_qdisc"),
+        unit: "a queueing discipline's name",
+        default: "pfifo_fast; systemd sets fq_codel",
+        formula: "the kernel's",
+        wish: |_| keep("fq is worth it with bbr only"),
+        why: "fq paces each flow, which bbr relies on before Linux 4.13",
+        danger: "counts for interfaces made afterwards: tc qdisc replace dev eth0 root mq",
+        since: "3.12",
+        source: "Documentation/admin-guide/sysctl/net.rst",
+        effect: Effect::Boot,
+        scope: Scope::Host,
         ..BASE
     },
     Knob {

@@ -13,7 +13,10 @@ const PORT_FIRST: u64 = 10_000;
 /// vain, a little longer than the kernel's own keepalive.
 const ESTABLISHED_S: u64 = 7_440 + 600;
 
-pub(super) const KNOBS: [Knob; 16] = [
+/// Shows the number of hash buckets; negative where they are the first namespace's.
+const EHASH: &str = "net.ipv4.tcp_ehash_entries";
+
+pub(super) const KNOBS: [Knob; 17] = [
     Knob {
         name: "fs.file-max",
         place: Place::Sysctl("fs.file-max"),
@@ -237,6 +240,24 @@ pub(super) const KNOBS: [Knob; 16] = [
         since: "2.4",
         source: "Documentation/networking/ip-sysctl.rst; net/ipv4/tcp.c, tcp_check_oom",
         effect: Effect::Now,
+        scope: Scope::Host,
+    },
+    Knob {
+        name: "thash_entries",
+        place: Place::Boot("thash_entries", EHASH),
+        group: Group::Capacity,
+        unit: "hash buckets for sockets",
+        default: "one per 128 KiB of RAM, at most 524288",
+        formula: "a bucket for 4 sockets, to a power of two; more stay",
+        wish: |goal| match goal.facts.number(EHASH) {
+            Some(_) => at_least((goal.sockets() / 4).next_power_of_two()),
+            None => keep("shared with the first network namespace"),
+        },
+        why: "each packet walks a bucket's chain of sockets: 38 long for 10 million connections",
+        danger: "8 bytes each, for ever; nothing can change it while the machine runs",
+        since: "2.4; shown from 6.1",
+        source: "Documentation/admin-guide/kernel-parameters.txt; net/ipv4/tcp.c, tcp_init",
+        effect: Effect::Boot,
         scope: Scope::Host,
     },
     Knob {

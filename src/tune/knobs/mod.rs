@@ -48,8 +48,8 @@ pub enum Place {
     Choice(&'static str),
     /// A resource limit of the service, by systemd's name.
     Limit(&'static str),
-    /// A word of the kernel's command line.
-    Boot(&'static str),
+    /// A word of the kernel's command line, and the sysctl that shows what came of it.
+    Boot(&'static str, &'static str),
 }
 
 /// When a change counts.

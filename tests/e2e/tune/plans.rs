@@ -41,6 +41,8 @@ fn a_big_machine_gets_values_by_the_formulas() {
     assert_eq!(wanted("LimitNOFILE"), "524288");
     // A fifth of 256 GiB in pages would be 13,421,772.
     assert_eq!(wanted("net.ipv4.tcp_mem"), "6710886 8947848 13421772");
+    // 20,000,000 sockets, 4 in a bucket.
+    assert_eq!(wanted("thash_entries"), "8388608");
     assert_eq!(wanted("net.core.somaxconn"), "65535");
     assert_eq!(wanted("net.ipv4.tcp_max_orphans"), "1250000");
     assert_eq!(wanted("kernel.numa_balancing"), "0");
