@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::goal::Goal;
-use super::knobs::{Knob, Place};
+use super::knobs::{Group, Knob, Place};
 use super::plan::{Advice, Row};
 use super::render::text::wrap;
 use super::value::Value;
@@ -111,6 +111,8 @@ pub fn left_alone(rows: &[Row]) -> String {
     for row in rows {
         let reason = match &row.advice {
             Advice::Already => "the default is what we want",
+            // There are no counters in a file: what they would have to say.
+            Advice::Keep(_) if row.knob.group == Group::Evidence => row.knob.formula,
             Advice::Keep(reason) => reason,
             Advice::Set(_) | Advice::Absent(_) => continue,
         };
