@@ -12,9 +12,9 @@ use crate::limits::{
 /// receives of 928. Measured on Linux 6.18 (slab growth per connection).
 pub const KERNEL_BYTES: u64 = 2 * (3_950 + 928);
 
-/// Our own memory of an idle connection, in bytes: 3,206 to 3,281 measured as growth of `RssAnon`
-/// from 500 to 3,000 TLS 1.3 connections, each after one exchange.
-pub const USER_BYTES: u64 = 3_300;
+/// Our own memory of an idle connection, in bytes: 3,206 to 3,305 measured as growth of `RssAnon`
+/// from 300 to 1,300 TLS 1.3 connections, each after one exchange; an end-to-end test measures it.
+pub const USER_BYTES: u64 = 3_500;
 
 /// Connections that have data waiting at one moment, of hundred, unless told otherwise.
 pub const BUSY_PERCENT: u64 = 5;

@@ -2,10 +2,12 @@
 
 use std::process::Command;
 
+use portcullis::tune::goal::USER_BYTES;
 use serde_json::Value;
 
 use super::{LIMIT, assert_fits, json};
 use crate::support::backend::Backend;
+use crate::support::client;
 use crate::support::process::{all, run, text};
 use crate::support::server::{BINARY, Setup};
 
@@ -49,4 +51,24 @@ fn a_process_that_is_not_there_is_a_mistake_of_the_caller() {
     let output = verify(4_000_000, &[]);
     assert_eq!(output.status.code(), Some(64), "{}", all(&output));
     assert!(text(&output.stderr).contains("no process 4000000"), "{}", all(&output));
+}
+
+/// The sizing's figure for our own memory of an idle connection, from 300 to 1,300 of them: malloc's
+/// and the pools' first growth is behind the first ones.
+#[test]
+fn an_idle_connection_takes_what_the_sizing_counts_for_it() {
+    let server = Setup::new(Backend::echo()).start();
+    let mut open = Vec::new();
+    let mut grow = |count: usize| {
+        open.extend((0..count).map(|_| {
+            let mut tls = client::connect(server.address);
+            client::echo(&mut tls, b"awake once");
+            tls
+        }));
+        server.process.resident_bytes()
+    };
+    let before = grow(300);
+    let each = (grow(1000) - before) / 1000;
+    assert!(each <= USER_BYTES, "{each} bytes: raise USER_BYTES in src/tune/goal.rs");
+    assert!(each >= USER_BYTES / 4, "{each} bytes: lower USER_BYTES in src/tune/goal.rs");
 }
