@@ -4,8 +4,7 @@
 use super::detect::Facts;
 use super::detect::kernel::IoUring;
 use super::detect::nic::Nic;
-use super::goal::Goal;
-use super::goal::Profile;
+use super::goal::{Goal, Profile};
 
 /// Clock sources that are read without leaving the process.
 const FAST_CLOCKS: [&str; 4] =
@@ -54,7 +53,7 @@ fn queues(nic: &Nic, goal: &Goal<'_>, notes: &mut Vec<String>) {
     if queues == 1 && workers > 1 {
         notes.push(format!(
             "{name} has one receive queue for {workers} workers: let RPS spread it \
-             (portcullis-nic.service), as it has no second queue to give an interrupt of its own"
+             (portcullis-nic@.service), as it has no second queue to give an interrupt of its own"
         ));
     } else if queues < workers {
         notes.push(format!(
@@ -87,7 +86,7 @@ fn interrupts(nic: &Nic, facts: &Facts, notes: &mut Vec<String>) {
     if anywhere > 0 && nic.irqs.len() > 1 {
         notes.push(format!(
             "{anywhere} of {} interrupts of {name} may go to any of several CPUs: \
-             portcullis-nic.service gives queue i to the core of worker i",
+             portcullis-nic@.service gives queue i to the core of worker i",
             nic.irqs.len()
         ));
     }

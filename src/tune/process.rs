@@ -164,7 +164,7 @@ fn judge_affinity(running: &mut Running, facts: &Facts, workers: &[Vec<usize>]) 
             fixed.len(),
             nic.irqs.len(),
             if served < workers.len().min(nic.irqs.len()) {
-                ": see portcullis-nic.service"
+                ": see portcullis-nic@.service"
             } else {
                 ""
             }

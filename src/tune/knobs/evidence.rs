@@ -72,7 +72,7 @@ pub(super) const KNOBS: [Knob; 6] = [
             if short { at_least(32_768) } else { keep("the card has a queue per worker") }
         },
         why: "with one queue for several workers, RFS hands a packet to the CPU of its worker; \
-              each queue's rps_cpus and rps_flow_cnt must be set as well (portcullis-nic.service)",
+              each queue's rps_cpus and rps_flow_cnt must be set as well (portcullis-nic@.service)",
         danger: "one more interrupt per packet; useless with a queue per worker",
         since: "2.6.35",
         source: "Documentation/networking/scaling.rst",

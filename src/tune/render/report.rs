@@ -9,8 +9,7 @@ use comfy_table::{
 use super::Planned;
 use super::text::{WIDTH, wrap};
 use crate::control::topology::show_cpus;
-use crate::tune::apply::Done;
-use crate::tune::apply::Outcome;
+use crate::tune::apply::{Done, Outcome};
 use crate::tune::detect::Facts;
 use crate::tune::detect::kernel::IoUring;
 use crate::tune::detect::nic::Nic;

@@ -53,8 +53,8 @@ fn a_process_that_is_not_there_is_a_mistake_of_the_caller() {
     assert!(text(&output.stderr).contains("no process 4000000"), "{}", all(&output));
 }
 
-/// The sizing's figure for our own memory of an idle connection, from 300 to 1,300 of them: malloc's
-/// and the pools' first growth is behind the first ones.
+/// The sizing's figure for our own memory of an idle connection, from 300 to 1,300 of them:
+/// malloc's and the pools' first growth is behind the first ones.
 #[test]
 fn an_idle_connection_takes_what_the_sizing_counts_for_it() {
     let server = Setup::new(Backend::echo()).start();
