@@ -223,8 +223,22 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn detect(root: &Root, format: ReportFormat) -> Result<u8, Refusal> {
+/// What is here. Without its RAM a machine cannot be planned for.
+fn look(root: &Root) -> Result<Facts, Refusal> {
     let facts = Facts::collect(root);
+    if facts.memory.total_bytes == 0 {
+        let path = root.path("/proc/meminfo");
+        let told = format!(
+            "{} cannot be read: --root wants a directory with /proc, /sys and /etc of a machine",
+            path.display()
+        );
+        return Err(Refusal(told, exit::USAGE));
+    }
+    Ok(facts)
+}
+
+fn detect(root: &Root, format: ReportFormat) -> Result<u8, Refusal> {
+    let facts = look(root)?;
     match format {
         ReportFormat::Table => say_all(&report::facts(&facts)),
         ReportFormat::Json => say_json(&facts)?,
@@ -238,7 +252,7 @@ fn show_plan(
     format: PlanFormat,
     all: bool,
 ) -> Result<u8, Refusal> {
-    let facts = Facts::collect(root);
+    let facts = look(root)?;
     let wishes = wishes.wishes(&facts)?;
     let goal = Goal::new(&facts, &wishes);
     let planned = Planned::new(&goal);
@@ -269,7 +283,7 @@ fn apply_plan(
     groups: &[Group],
     format: ReportFormat,
 ) -> Result<u8, Refusal> {
-    let facts = Facts::collect(how.root);
+    let facts = look(how.root)?;
     let wishes = wishes.wishes(&facts)?;
     let goal = plan::goal(&facts, &wishes)?;
     let rows = plan::rows(&goal);
@@ -293,7 +307,7 @@ fn check(
     pid: Option<u32>,
     format: ReportFormat,
 ) -> Result<u8, Refusal> {
-    let facts = Facts::collect(root);
+    let facts = look(root)?;
     let state = State::load(state)?;
     let mut wishes = arguments.wishes(&facts)?;
     if let (Some(state), true) = (&state, wishes == Wishes::default()) {

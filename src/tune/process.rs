@@ -132,6 +132,10 @@ fn workers(root: &Root, pid: u32) -> Vec<Vec<usize>> {
 
 /// Compares workers' CPUs with those that queues interrupt.
 fn judge_affinity(running: &mut Running, facts: &Facts, workers: &[Vec<usize>]) {
+    if workers.is_empty() {
+        running.notes.push("it has no worker thread: is it Portcullis, and ready?".to_owned());
+        return;
+    }
     let pinned: Vec<usize> = workers
         .iter()
         .filter_map(|cpus| match cpus.as_slice() {

@@ -153,6 +153,16 @@ fn better_values_stay() {
     }
 }
 
+#[test]
+fn a_tree_without_a_machine_is_a_mistake_of_the_caller() {
+    let empty = tempfile::tempdir().unwrap();
+    for command in ["detect", "plan", "apply", "verify"] {
+        let output = tune(empty.path(), &[command]);
+        assert_eq!(output.status.code(), Some(64), "{command}: {}", all(&output));
+        assert!(text(&output.stderr).contains("proc/meminfo"), "{}", all(&output));
+    }
+}
+
 /// Each form carries each setting; the drop-in says all about it.
 #[test]
 fn every_form_tells_the_same() {
