@@ -6,6 +6,7 @@
 //! 3. [`worker`]: the loop that drives connections; one per core.
 //! 4. [`sys`]: the kernel's side of the contract, and all `unsafe` code.
 //! 5. [`control`]: start-up, certificates, signals, metrics, logs; one thread, never a client byte.
+//! 6. [`tune`]: what the kernel should be set to for this box, and how to take it back.
 //!
 //! The library is public for this package's own tests and benchmarks only.
 
@@ -30,6 +31,7 @@ pub mod config;
 pub mod control;
 pub mod limits;
 pub mod telemetry;
+pub mod tune;
 
 // What stands on the other side, to measure.
 pub mod load;

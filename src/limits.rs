@@ -76,6 +76,9 @@ pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 /// Completions of one turn for which a worker keeps memory: more than a busy turn has.
 pub const COMPLETIONS_KEPT: usize = 1024;
 
+/// Of so many connections that end one is asked, by a system call, which CPU its packets come to.
+pub const CPU_SAMPLE_CONNECTIONS: u32 = 16;
+
 /// Accept operations a listener keeps armed: the most connections one turn takes from one listener.
 pub const ACCEPTS_ARMED: u32 = 16;
 

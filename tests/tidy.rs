@@ -24,18 +24,44 @@ const LEFTOVERS: [&str; 4] = [
 ];
 
 /// Modules that a folder (or file) of src must not use: what lies above it or beside it.
-const ARROWS: [(&str, &[&str]); 10] = [
-    ("connection", &["sys", "control", "cli", "load"]),
-    ("tls", &["sys", "control", "cli", "load", "connection", "backend"]),
-    ("backend", &["sys", "control", "cli", "load", "connection", "tls"]),
-    ("worker", &["sys", "control", "cli", "load"]),
-    ("io", &["sys", "control", "cli", "load", "worker", "connection", "tls", "backend", "config"]),
-    ("sys", &["control", "cli", "load"]),
-    ("load", &["cli", "backend"]),
-    ("config", &["sys", "control", "cli", "load", "worker", "connection"]),
+const ARROWS: [(&str, &[&str]); 11] = [
+    ("connection", &["sys", "control", "cli", "load", "tune"]),
+    ("tls", &["sys", "control", "cli", "load", "connection", "backend", "tune"]),
+    ("backend", &["sys", "control", "cli", "load", "connection", "tls", "tune"]),
+    ("worker", &["sys", "control", "cli", "load", "tune"]),
+    (
+        "io",
+        &[
+            "sys",
+            "control",
+            "cli",
+            "load",
+            "worker",
+            "connection",
+            "tls",
+            "backend",
+            "config",
+            "tune",
+        ],
+    ),
+    ("sys", &["control", "cli", "load", "tune"]),
+    ("load", &["cli", "backend", "tune"]),
+    ("config", &["sys", "control", "cli", "load", "worker", "connection", "tune"]),
+    ("tune", &["cli", "load", "worker", "connection", "tls", "backend", "telemetry"]),
     (
         "telemetry",
-        &["sys", "control", "cli", "load", "worker", "connection", "tls", "backend", "config"],
+        &[
+            "sys",
+            "control",
+            "cli",
+            "load",
+            "worker",
+            "connection",
+            "tls",
+            "backend",
+            "config",
+            "tune",
+        ],
     ),
     (
         "limits.rs",
@@ -50,6 +76,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "backend",
             "config",
             "io",
+            "tune",
         ],
     ),
 ];

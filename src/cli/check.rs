@@ -11,9 +11,7 @@ use crate::config::{
     Backend, Config, ConfigError, Connect, ProxyVersion, Resumption, ResumptionMode, Server,
     ServerAddress, show_duration,
 };
-use crate::control::capacity::{
-    self, CapacityError, DESCRIPTORS_RESERVED, RING_DESCRIPTORS_MAX, Shape,
-};
+use crate::control::capacity::{self, CapacityError, DESCRIPTORS_RESERVED, Shape};
 use crate::control::certificates::{
     self, CertificateProblem, ClientAuthDescription, Description, Fault,
 };
@@ -22,6 +20,12 @@ use crate::control::{exit, resolve, topology, unix_time};
 use crate::sys::probe::{self, Memory, ProbeError};
 use crate::telemetry::calendar::rfc3339_utc;
 use crate::tls::provider::{Cpu, suite_order};
+use crate::tune::detect::Facts;
+use crate::tune::goal::Goal;
+use crate::tune::plan;
+use crate::tune::render::text::wrap;
+use crate::tune::root::Root;
+use crate::tune::sizing::{self, Ceiling};
 
 /// Days before a certificate's expiry from which on `check` warns: two weeks are what is left when
 /// an automatic renewal, due a month before, has failed for a fortnight.
@@ -30,9 +34,6 @@ const EXPIRY_WARNING_DAYS: i64 = 14;
 /// Days before a revocation list's next update from which on `check` warns. Lists are made every
 /// few hours to every month; the newer one of most is there a day before.
 const NEXT_UPDATE_WARNING_DAYS: i64 = 1;
-
-/// Columns of the report.
-const WIDTH: usize = 100;
 
 /// Checks a configuration and prints the report; problems go to standard error.
 pub(super) fn run(config_path: &Path) -> ExitCode {
@@ -82,26 +83,6 @@ impl Report {
             self.exit_code = exit_code;
         }
     }
-}
-
-/// Writes words until the width is used; a word that is longer than a line stands alone.
-fn wrap(out: &mut String, first: &str, next: &str, text: &str) {
-    out.push_str(first);
-    let mut column = first.chars().count();
-    let mut at_start = true;
-    for word in text.split_inclusive(' ') {
-        let length = word.trim_end().chars().count();
-        if column + length > WIDTH && !at_start {
-            out.truncate(out.trim_end().len());
-            out.push('\n');
-            out.push_str(next);
-            column = next.chars().count();
-        }
-        out.push_str(word);
-        column += word.chars().count();
-        at_start = false;
-    }
-    out.push('\n');
 }
 
 /// Checks a configuration as of a time.
@@ -514,53 +495,26 @@ fn memory_line(report: &mut Report, workers: usize) {
     }
 }
 
-/// A limit and the connections it allows in this process; `None`: it sets no bound.
-struct Bound {
-    name: &'static str,
-    live: String,
-    connections: u64,
-}
-
 fn limit_section(report: &mut Report, config: &Config, shape: Shape, connections: u32) {
-    let Ok(grants) = capacity::grants() else {
-        return;
-    };
-    let count = shape.count();
-    let per_worker = |descriptors: u64| shape.connections(descriptors).saturating_mul(count);
+    let facts = Facts::collect(&Root::new("/"));
+    let wishes = super::tune::of_config(config, shape.workers, Some(connections));
+    let goal = Goal::new(&facts, &wishes);
+    let rows = plan::rows(&goal);
     let auto = if config.limits.connections_per_worker.is_none() { " (auto)" } else { "" };
-    let mut bounds = vec![
-        Bound {
-            name: "limits.connections_per_worker",
-            live: format!("{connections}{auto}"),
-            connections: u64::from(connections).saturating_mul(count),
-        },
-        Bound {
-            name: "RLIMIT_NOFILE, per worker",
-            live: grants.nofile.to_string(),
-            connections: per_worker(grants.nofile),
-        },
-        Bound {
-            name: "fs.nr_open (bounds RLIMIT_NOFILE)",
-            live: grants.nr_open.to_string(),
-            connections: per_worker(grants.nr_open),
-        },
-        Bound {
-            name: "fs.file-max, whole machine",
-            live: grants.file_max.to_string(),
-            connections: per_worker(grants.file_max / count),
-        },
-        Bound {
-            name: "direct descriptors of a ring",
-            live: RING_DESCRIPTORS_MAX.to_string(),
-            connections: per_worker(RING_DESCRIPTORS_MAX + DESCRIPTORS_RESERVED),
-        },
-    ];
-    bounds.extend(ports(config));
-    bounds.sort_by_key(|bound| bound.connections);
     report.heading("Connections this process can hold, and what stops it, first to last");
-    report.line(&format!("{:<36} {:>20} {:>20}", "limit", "live value", "connections"));
-    for Bound { name, live, connections } in &bounds {
-        report.line(&format!("{name:<36} {live:>20} {connections:>20}"));
+    let mut lines = vec![(
+        goal.connections,
+        "limits.connections_per_worker".to_owned(),
+        format!("{connections}{auto}"),
+    )];
+    for Ceiling { name, live, connections, note, .. } in sizing::ceilings(&goal, &rows) {
+        let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
+        lines.push((connections, format!("{name}{note}"), live));
+    }
+    lines.sort_by_key(|(connections, ..)| *connections);
+    report.line(&format!("{:<48} {:>20} {:>20}", "limit", "live value", "connections"));
+    for (connections, name, live) in lines {
+        report.line(&format!("{name:<48} {live:>20} {connections:>20}"));
     }
     report.line(&format!(
         "a worker needs {} descriptors for each connection and {} besides: {} for each listening \
@@ -569,29 +523,9 @@ fn limit_section(report: &mut Report, config: &Config, shape: Shape, connections
         shape.descriptors(0),
         capacity::DESCRIPTORS_PER_ADDRESS,
     ));
-}
-
-/// Connections to one address of a server need a local port each; Unix sockets need none.
-fn ports(config: &Config) -> Option<Bound> {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
-    let mut range = text.split_whitespace();
-    let first: u64 = range.next()?.parse().ok()?;
-    let last: u64 = range.next()?.parse().ok()?;
-    let mut addresses = Vec::new();
-    for server in config.backends.iter().flat_map(|backend| &backend.servers) {
-        match &server.address {
-            ServerAddress::Unix(_) => return None,
-            host @ ServerAddress::Host { .. } if addresses.contains(&host) => {}
-            host @ ServerAddress::Host { .. } => addresses.push(host),
-        }
+    for warning in super::tune::warnings(config, &facts, shape.workers, connections) {
+        report.warn(&warning);
     }
-    let servers = u64::try_from(addresses.len()).ok()?;
-    let each = (last + 1).saturating_sub(first);
-    Some(Bound {
-        name: "local ports, per server address",
-        live: format!("{first}-{last}"),
-        connections: each.saturating_mul(servers),
-    })
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use std::time::Duration;
 use crate::cli::say;
 use crate::config::{
     Backend, CertificateFiles, Config, Handshake, Limits, Listener, Log, Position, ProxyVersion,
-    RecordLayer, Resumption, Server, ServerAddress, Timeouts, Tls, TlsVersion, UnknownName,
-    Workers, defaults,
+    RecordLayer, Resumption, Server, ServerAddress, Steering, Timeouts, Tls, TlsVersion,
+    UnknownName, Workers, defaults,
 };
 use crate::control::failure::Failure;
 use crate::control::{self, Ended, Moment};
@@ -249,7 +249,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
     // Nobody wrote a file that an error could point into.
     let at = |key: &str| Position { file: "(demo)".into(), line: 0, key: key.into() };
     Config {
-        workers: Workers { count: None, cpus: None },
+        workers: Workers { count: None, cpus: None, steering: Steering::Hash },
         listeners: vec![Listener {
             name: "demo".into(),
             bind: vec![listen],

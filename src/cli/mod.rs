@@ -5,6 +5,7 @@ mod demo;
 mod load;
 mod run;
 mod secret;
+mod tune;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -55,6 +56,8 @@ enum Action {
         #[command(subcommand)]
         mode: Box<load::Command>,
     },
+    /// Set up the kernel for this box: detect, plan, apply, verify, revert
+    Tune(tune::Arguments),
     /// Check a configuration file, its certificates and this machine; binds no port
     Check {
         /// Configuration file
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Action::Secret { epoch, path } => secret::run(&path, epoch).map(|()| Ended::Drained),
         Action::Check { config } => return check::run(&config),
         Action::Load { mode } => return load::run(&mode),
+        Action::Tune(arguments) => return tune::run(arguments),
     };
     match ended {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
@@ -100,8 +104,12 @@ fn signalled(number: i32) -> u8 {
 }
 
 fn tell(failure: &Failure) {
+    tell_text(&failure.to_string());
+}
+
+fn tell_text(text: &str) {
     let mut stderr = std::io::stderr().lock();
-    for line in failure.to_string().lines() {
+    for line in text.lines() {
         // Nobody to tell it to; the exit code still tells.
         let _unseen = writeln!(stderr, "portcullis: {line}");
     }
@@ -111,6 +119,12 @@ fn tell(failure: &Failure) {
 fn say(line: &str) {
     let mut stdout = std::io::stdout().lock();
     let _unseen = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}
+
+/// Prints a whole report. A closed standard output stops nothing.
+fn say_all(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _unseen = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
 #[cfg(test)]

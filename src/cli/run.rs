@@ -11,5 +11,8 @@ use crate::telemetry::log;
 pub(super) fn run(path: &Path) -> Result<Ended, Failure> {
     let config = Config::load(path)?;
     log::init(config.log.level);
+    for warning in super::tune::warnings_at_start(&config) {
+        tracing::warn!("{warning}");
+    }
     control::run(config, |_, _| {})
 }

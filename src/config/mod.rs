@@ -42,7 +42,7 @@ pub struct Config {
     pub log: Log,
 }
 
-pub use quantity::{duration, show_duration, size};
+pub use quantity::{cpu_list, duration, show_duration, size};
 pub use raw::Problem;
 pub use validate::epoch;
 
@@ -137,6 +137,19 @@ pub struct Workers {
     pub count: Option<usize>,
     /// `cpus`: `None` is `"auto"`; else CPU numbers as taskset(1) writes them, in order.
     pub cpus: Option<Vec<usize>>,
+    /// `steering`: which worker a new connection goes to.
+    pub steering: Steering,
+}
+
+/// `workers.steering`: which of the workers' listening sockets gets a new connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Steering {
+    /// `"hash"`: one by a hash of the addresses, so that all get as many.
+    #[default]
+    Hash,
+    /// `"incoming_cpu"`: that of the worker on whose CPU its first packet arrived
+    /// (`SO_INCOMING_CPU`); by the hash where no worker is.
+    IncomingCpu,
 }
 
 /// `[[listener]]`: addresses that share certificates and a backend.

@@ -52,7 +52,7 @@ pub fn show_duration(duration: Duration) -> String {
 }
 
 /// CPU numbers as taskset(1) writes them: `"2-7,10"`, with a stride `"0-31:2"`; order is kept.
-pub(super) fn cpu_list(text: &str, highest: usize) -> Result<Vec<usize>, String> {
+pub fn cpu_list(text: &str, highest: usize) -> Result<Vec<usize>, String> {
     let mut cpus = Vec::new();
     for part in text.split(',') {
         let bad = || {

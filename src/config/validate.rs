@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::raw::{Item, Problem, Reader, Table, quoted};
 use super::{
     AccessLog, Admin, CIPHER_SUITES, Config, GROUPS, Handshake, Limits, Log, Position, RecordLayer,
-    Timeouts, Tls, TlsVersion, Workers, defaults, quantity,
+    Steering, Timeouts, Tls, TlsVersion, Workers, defaults, quantity,
 };
 use crate::limits;
 
@@ -109,8 +109,10 @@ fn workers<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Workers {
             Err(message) => reader.refuse(&item.at, quoted(&item.value), message),
         }
     }
+    let choices = [("hash", Steering::Hash), ("incoming_cpu", Steering::IncomingCpu)];
+    let steering = choice(reader, &mut table, "steering", &choices).unwrap_or_default();
     table.finish(reader);
-    Workers { count, cpus }
+    Workers { count, cpus, steering }
 }
 
 fn auto_or_integer<'d, N>(

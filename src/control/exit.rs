@@ -3,6 +3,9 @@
 /// All is well.
 pub const OK: u8 = 0;
 
+/// `tune verify` found a difference, or `tune revert` left something alone that was changed since.
+pub const DRIFT: u8 = 1;
+
 /// The command line is wrong.
 pub const USAGE: u8 = 64;
 

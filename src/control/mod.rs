@@ -171,6 +171,7 @@ async fn serve(
     let crew = Crew {
         cpus: plan.cpus.clone(),
         binds,
+        steering: config.workers.steering,
         connections: plan.connections,
         snapshot: Arc::new(snapshot::build(config, &plan.terms, &addresses)),
         resumption: Beginnings {

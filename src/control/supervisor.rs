@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::config::Steering;
 use crate::limits::{END_INTERVAL, START_INTERVAL, STOP_TIMEOUT};
 use crate::sys::mailbox::{Sender, mailbox};
 use crate::sys::start::{Start, StartError};
@@ -34,6 +35,8 @@ pub struct Crew {
     pub cpus: Vec<Option<usize>>,
     /// Listening sockets that each of them makes.
     pub binds: Vec<Bind>,
+    /// Which of these sockets a new connection goes to.
+    pub steering: Steering,
     /// Connections each of them holds.
     pub connections: u32,
     /// The first configuration.
@@ -116,6 +119,7 @@ impl Supervisor {
                 index,
                 cpu,
                 binds: crew.binds.clone(),
+                steering: crew.steering,
                 connections: crew.connections,
                 snapshot: Arc::clone(&crew.snapshot),
                 resumption: crew.resumption.clone(),
@@ -321,6 +325,7 @@ pub(super) mod tests {
         let crew = Crew {
             cpus: vec![None; workers],
             binds: Vec::new(),
+            steering: Steering::Hash,
             connections: 1,
             snapshot: Arc::new(empty()),
             resumption: Beginnings::for_tests(),

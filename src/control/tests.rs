@@ -9,7 +9,7 @@ use nix::sys::signal::{self, Signal as Number};
 use super::*;
 use crate::config::{
     Admin, Backend, CertificateFiles, Limits, Listener, Log, Position, RecordLayer, Resumption,
-    Server, Timeouts, Tls, TlsVersion, UnknownName, Workers,
+    Server, Steering, Timeouts, Tls, TlsVersion, UnknownName, Workers,
 };
 
 pub(super) fn config(directory: &Path) -> Config {
@@ -20,7 +20,7 @@ pub(super) fn config(directory: &Path) -> Config {
     let at = || Position { file: "test".into(), line: 1, key: "key".into() };
     let second = Duration::from_secs(1);
     Config {
-        workers: Workers { count: Some(2), cpus: None },
+        workers: Workers { count: Some(2), cpus: None, steering: Steering::Hash },
         listeners: vec![Listener {
             name: "https".into(),
             bind: vec!["127.0.0.1:0".parse().unwrap()],

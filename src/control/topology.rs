@@ -49,6 +49,14 @@ pub fn allowed() -> Result<Vec<usize>, TopologyError> {
     Ok((0..CpuSet::count()).filter(is_set).collect())
 }
 
+/// The first hardware thread of each core among `allowed`. `sysfs` is `/sys/devices/system/cpu`, of
+/// this machine or of a copied tree.
+pub fn cores(allowed: &[usize], sysfs: &Path) -> Vec<usize> {
+    let mut by_core = by_core(allowed, sysfs);
+    by_core.cpus.truncate(by_core.cores);
+    by_core.cpus
+}
+
 /// CPUs with the first hardware thread of every core in front, and how many those are.
 struct ByCore {
     cpus: Vec<usize>,
@@ -132,7 +140,7 @@ mod tests {
     ) -> Vec<Option<usize>> {
         let sysfs = hyperthreads();
         let cpus = cpus.map(<[usize]>::to_vec);
-        let workers = config::Workers { count, cpus };
+        let workers = config::Workers { count, cpus, steering: config::Steering::Hash };
         place(&workers, allowed, &by_core(allowed, sysfs.path())).expect("placed")
     }
 
@@ -162,7 +170,8 @@ mod tests {
 
     #[test]
     fn a_cpu_outside_the_mask_is_an_error_that_names_the_mask() {
-        let workers = config::Workers { count: None, cpus: Some(vec![5]) };
+        let workers =
+            config::Workers { count: None, cpus: Some(vec![5]), steering: config::Steering::Hash };
         let allowed = [0, 1, 3];
         let sysfs = hyperthreads();
         let error = place(&workers, &allowed, &by_core(&allowed, sysfs.path())).expect_err("CPU 5");
@@ -172,7 +181,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_a_place_for_a_worker() {
-        let auto = config::Workers { count: None, cpus: None };
+        let auto = config::Workers { count: None, cpus: None, steering: config::Steering::Hash };
         let placed = workers(&auto).expect("placed");
         assert!(!placed.is_empty());
         assert!(placed.iter().all(Option::is_some));

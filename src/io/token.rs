@@ -58,9 +58,11 @@ pub enum Kind {
     CancelPollServer,
     /// Used inside an `Io` only; never seen by a worker.
     Internal,
+    /// Look which CPU the client's packets come to; inside an `Io` only.
+    SampleClient,
 }
 
-const KINDS: [Kind; 26] = [
+const KINDS: [Kind; 27] = [
     Kind::Accept,
     Kind::LocalAddress,
     Kind::RecvClient,
@@ -87,6 +89,7 @@ const KINDS: [Kind; 26] = [
     Kind::PollServer,
     Kind::CancelPollServer,
     Kind::Internal,
+    Kind::SampleClient,
 ];
 
 /// Names one operation: 8 bits of kind, 24 of generation, 32 of slot.

@@ -18,5 +18,6 @@ pub mod mailbox;
 pub mod probe;
 mod receive;
 pub mod ring;
+pub mod sock_diag;
 pub mod socket;
 pub mod start;

@@ -17,7 +17,8 @@ use nix::sys::socket::{Shutdown, shutdown};
 use crate::io::{
     Address, Buffer, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
 };
-use crate::limits::{RECEIVE_BUFFER_BYTES, RECORD_PAYLOAD_BYTES_MAX};
+use crate::limits::{CPU_SAMPLE_CONNECTIONS, RECEIVE_BUFFER_BYTES, RECORD_PAYLOAD_BYTES_MAX};
+use crate::telemetry::counters::Counters;
 use crate::worker::paged::Paged;
 
 use super::address::SocketAddress;
@@ -101,6 +102,9 @@ pub struct Ring {
     /// Where the mailbox's read puts the eventfd's counter.
     wake_count: Box<u64>,
     features: Features,
+    /// This worker's CPU, where to count whose packets came to it, and connections until the next
+    /// look.
+    cpu: Option<(usize, Arc<Counters>, u32)>,
     /// Completions of operations that never went to the kernel.
     answered: Vec<Completion>,
     started: Instant,
@@ -140,11 +144,39 @@ impl Ring {
             wake,
             wake_count: Box::new(0),
             features,
+            cpu: None,
             answered: Vec::new(),
             started: Instant::now(),
         };
         this.read_mailbox();
         Ok(this)
+    }
+
+    /// Looks, for one connection of [`CPU_SAMPLE_CONNECTIONS`], whether its packets come to `cpu`,
+    /// the worker's own.
+    pub fn sample_cpus(&mut self, cpu: usize, counters: Arc<Counters>) {
+        self.cpu = Some((cpu, counters, 0));
+    }
+
+    /// Asks for a descriptor of the client's socket if it is this connection's turn to be looked
+    /// at.
+    fn sample(&mut self, token: Token) {
+        let Some((.., wait)) = &mut self.cpu else { return };
+        if let Some(left) = wait.checked_sub(1) {
+            *wait = left;
+        } else if self.features.descriptor_install {
+            *wait = CPU_SAMPLE_CONNECTIONS - 1;
+            self.install(Token { kind: Kind::SampleClient, ..token }, Side::Client);
+        }
+    }
+
+    fn sampled(&self, client: &OwnedFd) {
+        if let (Some((cpu, counters, _)), Some(incoming)) =
+            (&self.cpu, super::socket::incoming_cpu(client))
+        {
+            counters.cpu_samples.add(1);
+            counters.cpu_matches.add(u64::from(incoming == *cpu));
+        }
     }
 
     /// Makes room for a chain of `entries`, submitting what is queued if there is none.
@@ -244,6 +276,8 @@ impl Ring {
             self.answer(token, Err(ENOSYS));
             return;
         }
+        // The client's handshake is over, so that its packets have come where they come.
+        self.sample(token);
         let mut address = self.spare_addresses.pop().unwrap_or_default();
         if address.set(to).is_err() {
             self.spare_addresses.push(address);
@@ -375,6 +409,13 @@ impl Ring {
                 return Some(self.connected(Token { kind: Kind::Connect, ..token }, result));
             }
             Kind::Internal => return None,
+            Kind::SampleClient => {
+                // A connection that has ended since tells nothing.
+                if let Some(client) = result.ok().and_then(installed) {
+                    self.sampled(&client);
+                }
+                return None;
+            }
             Kind::Mailbox => {
                 self.read_mailbox();
                 Payload::None

@@ -12,6 +12,9 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
+/// Length of an option that is a C `int`.
+const INT_BYTES: libc::socklen_t = libc::c_int::BITS / 8;
+
 /// A socket that listens on `address`, for this worker among others.
 ///
 /// `SO_REUSEPORT` lets each worker have one; `SO_REUSEADDR` lets a restart bind while old
@@ -67,6 +70,44 @@ fn bound_unsent(listener: &OwnedFd) -> io::Result<()> {
     };
     nix::errno::Errno::result(result)?;
     Ok(())
+}
+
+/// Lets a listening socket have the connections whose first packet this CPU takes in
+/// (`SO_INCOMING_CPU`, socket(7)); of several sockets of an address, the one of that CPU. A CPU
+/// without one leaves the choice to the hash.
+///
+/// Kernels before 6.2, and before stable updates of 6.1, choose by the hash all the same.
+pub fn steer(listener: &OwnedFd, cpu: usize) -> io::Result<()> {
+    let cpu = libc::c_int::try_from(cpu).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the option's value is a local of the length given, and only read.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_INCOMING_CPU,
+            (&raw const cpu).cast(),
+            INT_BYTES,
+        )
+    };
+    nix::errno::Errno::result(result)?;
+    Ok(())
+}
+
+/// The CPU that took in the last packet of a connected socket; `None`: not known.
+pub(super) fn incoming_cpu(socket: &OwnedFd) -> Option<usize> {
+    let (mut cpu, mut length): (libc::c_int, _) = (-1, INT_BYTES);
+    // SAFETY: value and length are locals of the sizes that the option wants.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_INCOMING_CPU,
+            (&raw mut cpu).cast(),
+            &raw mut length,
+        )
+    };
+    nix::errno::Errno::result(result).ok()?;
+    usize::try_from(cpu).ok()
 }
 
 /// The address that the peer of a connected socket reached.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nix::sys::eventfd::EventFd;
 
+use crate::config::Steering;
 use crate::sys::mailbox::Receiver;
 use crate::sys::probe::{is_no_memory, patiently};
 use crate::sys::ring::Ring;
@@ -24,6 +25,8 @@ pub struct Start {
     pub cpu: Option<usize>,
     /// Listening sockets to make.
     pub binds: Vec<Bind>,
+    /// Which of the workers' listening sockets a new connection goes to.
+    pub steering: Steering,
     /// Connections open at a time: two direct descriptors each.
     pub connections: u32,
     /// The configuration.
@@ -130,11 +133,15 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
     own_descriptor_table(start.mailbox.wake_fd())?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());
+    let steered_to = start.cpu.filter(|_| start.steering == Steering::IncomingCpu);
     let ring = || {
-        Ring::new(table, listen(&start.binds)?, Arc::clone(&wake))
+        Ring::new(table, listen(&start.binds, steered_to)?, Arc::clone(&wake))
             .map_err(|(step, source)| StartError::Ring { step, source })
     };
-    let ring = patiently(ring, is_no_memory_for_a_ring)?;
+    let mut ring = patiently(ring, is_no_memory_for_a_ring)?;
+    if let Some(cpu) = start.cpu {
+        ring.sample_cpus(cpu, Arc::clone(&start.counters));
+    }
     Ok(Worker::new(
         ring,
         Setup {
@@ -150,9 +157,13 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
     ))
 }
 
-fn listen(binds: &[Bind]) -> Result<Vec<OwnedFd>, StartError> {
+fn listen(binds: &[Bind], steered_to: Option<usize>) -> Result<Vec<OwnedFd>, StartError> {
     let listen = |bind: &Bind| {
         socket::listen(bind.address, bind.backlog)
+            .and_then(|listener| {
+                steered_to.map_or(Ok(()), |cpu| socket::steer(&listener, cpu))?;
+                Ok(listener)
+            })
             .map_err(|source| StartError::Listen { address: bind.address, source })
     };
     binds.iter().map(listen).collect()

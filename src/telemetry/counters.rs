@@ -103,6 +103,10 @@ pub struct Counters {
     pub handshake_nanos: [ByLabel<{ KeyType::COUNT }>; HandshakeStep::COUNT],
     /// Steps of handshakes, likewise.
     pub handshake_steps: [ByLabel<{ KeyType::COUNT }>; HandshakeStep::COUNT],
+    /// Connections that were asked which CPU took in their last packet.
+    pub cpu_samples: Counter,
+    /// Of these, those whose CPU was the worker's own.
+    pub cpu_matches: Counter,
     /// Connections by why they ended.
     pub closed: ByLabel<{ CloseReason::COUNT }>,
     /// Plaintext bytes from clients, opened for servers.

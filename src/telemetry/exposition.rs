@@ -144,6 +144,8 @@ impl Process {
 fn encode_connections(page: &mut Page<'_, '_>) -> fmt::Result {
     page.gauges::<State, _>(&names::CONNECTIONS, |c| &c.connections)?;
     page.counter(&names::ACCEPTED, |c| c.accepted.get())?;
+    page.counter(&names::CPU_SAMPLES, |c| c.cpu_samples.get())?;
+    page.counter(&names::CPU_MATCHES, |c| c.cpu_matches.get())?;
     page.counters::<CloseReason, _>(&names::CLOSED, |c| &c.closed)?;
     page.counters::<HandshakeOutcome, _>(&names::HANDSHAKES, |c| &c.handshakes)?;
     page.counters::<Version, _>(&names::VERSIONS, |c| &c.versions)?;

@@ -86,6 +86,10 @@ metrics! {
         "Open connections by where on their journey they are";
     ACCEPTED: "connections_accepted_total" Counter Count ["worker"]
         "Connections accepted";
+    CPU_SAMPLES: "incoming_cpu_samples_total" Counter Count ["worker"]
+        "Connections of a pinned worker, 1 of 16, whose last packet's CPU was looked at";
+    CPU_MATCHES: "incoming_cpu_matches_total" Counter Count ["worker"]
+        "Of these, those whose packet came to the worker's own CPU; see workers.steering";
     CLOSED: "connections_closed_total" Counter Count ["worker", "reason"]
         "Connections ended, by why they ended";
     HANDSHAKES: "handshakes_total" Counter Count ["worker", "outcome"]

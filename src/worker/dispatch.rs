@@ -45,7 +45,7 @@ impl<I: Io> Worker<I> {
             Kind::Accept => self.on_accept(&completion),
             Kind::Mailbox => self.obey_commands(),
             // The accept that it cancelled speaks for itself.
-            Kind::CancelAccept | Kind::Internal => {}
+            Kind::CancelAccept | Kind::Internal | Kind::SampleClient => {}
             _ => self.on_operation(completion),
         }
     }

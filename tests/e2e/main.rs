@@ -28,4 +28,5 @@ mod relay;
 mod resumption;
 mod shutdown;
 mod start_up;
+mod tune;
 mod workers;

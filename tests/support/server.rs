@@ -27,6 +27,8 @@ pub(crate) struct Setup {
     pub(crate) workers: usize,
     /// `workers.cpus`.
     pub(crate) cpus: Option<&'static str>,
+    /// `workers.steering`.
+    pub(crate) steering: Option<&'static str>,
     /// Limit of open descriptors that the server is started with.
     pub(crate) descriptors: Option<u32>,
     /// `listener.bind`.
@@ -61,6 +63,7 @@ impl Setup {
             dir,
             workers: 1,
             cpus: None,
+            steering: None,
             descriptors: None,
             bind: address::free(),
             listener: String::new(),
@@ -116,10 +119,12 @@ impl Setup {
     /// The configuration file's text.
     pub(crate) fn toml(&self) -> String {
         let mut toml = format!(
-            "[workers]\ncount = {}\ncpus = \"{}\"\n\n[[listener]]\nname = \"front\"\n\
+            "[workers]\ncount = {}\ncpus = \"{}\"\nsteering = \"{}\"\n\n[[listener]]\nname = \
+             \"front\"\n\
              bind = [\"{}\"]\nbackend = \"app\"\n{}",
             self.workers,
             self.cpus.unwrap_or("auto"),
+            self.steering.unwrap_or("hash"),
             self.bind,
             self.listener
         );

@@ -30,7 +30,10 @@ fn site(more: &str) -> (TempDir, PathBuf) {
 fn fits_the_terminal(report: &Report) {
     for line in report.text.lines().chain(report.problems.lines()) {
         let longest_word = line.split(' ').map(str::len).max().unwrap_or(0);
-        assert!(line.chars().count() <= WIDTH.max(longest_word + 8), "{line}");
+        assert!(
+            line.chars().count() <= crate::tune::render::text::WIDTH.max(longest_word + 8),
+            "{line}"
+        );
     }
 }
 

@@ -41,7 +41,7 @@ fn report_of(text: &str) -> String {
 #[test]
 fn smallest_file_gets_every_default() {
     let config = parse(SMALLEST).expect("valid");
-    assert_eq!(config.workers, Workers { count: None, cpus: None });
+    assert_eq!(config.workers, Workers { count: None, cpus: None, steering: Steering::Hash });
     let listener = &config.listeners[0];
     assert_eq!(listener.bind.len(), 2);
     assert_eq!((listener.backend, listener.backlog), (0, 4096));
@@ -281,7 +281,10 @@ fn every_key_is_read() {
         [admin]\nbind = \"127.0.0.1:9443\"\n[access_log]\npath = \"-\"\n\
         [log]\nlevel = \"debug\"\n";
     let config = parse(&text).expect("valid");
-    assert_eq!(config.workers, Workers { count: Some(2), cpus: Some(vec![2, 3]) });
+    assert_eq!(
+        config.workers,
+        Workers { count: Some(2), cpus: Some(vec![2, 3]), steering: Steering::Hash }
+    );
     let listener = &config.listeners[0];
     assert_eq!((listener.backlog, listener.unknown_name), (7, UnknownName::Refuse));
     assert_eq!(listener.alpn, ["h2"]);
