@@ -4,7 +4,8 @@
 //! installs into the first, a connect makes its socket in the second; no descriptor number ever
 //! enters the process's own table.
 
-use std::net::SocketAddr;
+mod connect;
+
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,7 +16,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::io::{
-    Address, Buffer, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
+    Buffer, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
 };
 use crate::limits::{CPU_SAMPLE_CONNECTIONS, RECEIVE_BUFFER_BYTES, RECORD_PAYLOAD_BYTES_MAX};
 use crate::telemetry::counters::Counters;
@@ -38,9 +39,7 @@ const EINTR: Errno = Errno(4);
 const EBUSY: Errno = Errno(16);
 const EAGAIN: Errno = Errno(11);
 const EINVAL: Errno = Errno(22);
-const ENOSYS: Errno = Errno(38);
 
-static YES: libc::c_int = 1;
 /// `TCP_QUICKACK`: now, but not from now on, which an odd number would mean.
 static ACKNOWLEDGE_ONCE: libc::c_int = 2;
 const OPTION_BYTES: u32 = 4;
@@ -267,50 +266,6 @@ impl Ring {
             .user_data(token.pack());
         self.slot(token).address = Some(address);
         self.push(&entry);
-    }
-
-    /// `socket → TCP_NODELAY → bind → connect`, linked: one submission, one completion unless a
-    /// step fails. What is not asked for is left out.
-    fn connect(&mut self, token: Token, to: &Address, from: Option<SocketAddr>) {
-        if from.is_some() && !self.features.bind {
-            self.answer(token, Err(ENOSYS));
-            return;
-        }
-        // The client's handshake is over, so that its packets have come where they come.
-        self.sample(token);
-        let mut address = self.spare_addresses.pop().unwrap_or_default();
-        if address.set(to).is_err() {
-            self.spare_addresses.push(address);
-            self.answer(token, Err(EINVAL));
-            return;
-        }
-        let step = Token { kind: Kind::Internal, ..token }.pack();
-        let quietly = |entry: squeue::Entry| {
-            entry.flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS).user_data(step)
-        };
-        let server = file(token, Side::Server);
-        self.make_room(5);
-        let socket = opcode::Socket::new(address.family(), libc::SOCK_STREAM, 0)
-            .file_index(destination(token, Side::Server))
-            .build();
-        self.push(&quietly(socket));
-        if self.features.socket_options && matches!(to, Address::Inet(_)) {
-            self.push(&quietly(switch_on(server, libc::IPPROTO_TCP, libc::TCP_NODELAY)));
-        }
-        if let Some(from) = from {
-            let mut source = self.spare_addresses.pop().unwrap_or_default();
-            source.set_inet(from);
-            let (storage, length) = source.filled();
-            // The port is chosen by the connect, which knows the whole quadruple (ip(7)).
-            self.push(&quietly(switch_on(server, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)));
-            let bind = opcode::Bind::new(server, storage, length).build();
-            self.slot(token).source = Some(source);
-            self.push(&quietly(bind));
-        }
-        let (storage, length) = address.filled();
-        let connect = opcode::Connect::new(server, storage, length).build();
-        self.slot(token).address = Some(address);
-        self.push(&connect.user_data(token.pack()));
     }
 
     /// Installs a descriptor for the moment of one system call, made when the completion comes.
@@ -562,12 +517,6 @@ fn receive_bytes(side: Side) -> u32 {
     }
 }
 
-/// Sets a socket option to 1.
-fn switch_on(socket: Fixed, level: libc::c_int, option: libc::c_int) -> squeue::Entry {
-    let (level, option) = (level.cast_unsigned(), option.cast_unsigned());
-    opcode::SetSockOpt::new(socket, level, option, (&raw const YES).cast(), OPTION_BYTES).build()
-}
-
 fn file(token: Token, side: Side) -> Fixed {
     Fixed(token.slot * 2 + side as u32)
 }
@@ -615,7 +564,7 @@ mod tests {
         let mut ring = Ring::new(1, Vec::new(), wake).unwrap();
         // A slot beyond the kernel's table: making the socket fails, as it does with ENFILE.
         let token = Token::new(5, 1, Kind::Connect);
-        let address = Address::Inet("127.0.0.1:9".parse().unwrap());
+        let address = crate::io::Address::Inet("127.0.0.1:9".parse().unwrap());
         ring.submit(token, Operation::Connect { address, source: None });
         let mut completions = Vec::new();
         let until = ring.now() + std::time::Duration::from_secs(1);

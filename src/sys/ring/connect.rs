@@ -1,0 +1,65 @@
+//! Making a socket and connecting it, in one chain of operations.
+
+use std::net::SocketAddr;
+
+use io_uring::types::Fixed;
+use io_uring::{opcode, squeue};
+
+use super::{EINVAL, OPTION_BYTES, Ring, destination, file};
+use crate::io::{Address, Errno, Kind, Side, Token};
+
+const ENOSYS: Errno = Errno(38);
+
+static YES: libc::c_int = 1;
+
+impl Ring {
+    /// `socket → TCP_NODELAY → bind → connect`, linked: one submission, one completion unless a
+    /// step fails. What is not asked for is left out.
+    pub(super) fn connect(&mut self, token: Token, to: &Address, from: Option<SocketAddr>) {
+        if from.is_some() && !self.features.bind {
+            self.answer(token, Err(ENOSYS));
+            return;
+        }
+        // The client's handshake is over, so that its packets have come where they come.
+        self.sample(token);
+        let mut address = self.spare_addresses.pop().unwrap_or_default();
+        if address.set(to).is_err() {
+            self.spare_addresses.push(address);
+            self.answer(token, Err(EINVAL));
+            return;
+        }
+        let step = Token { kind: Kind::Internal, ..token }.pack();
+        let quietly = |entry: squeue::Entry| {
+            entry.flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS).user_data(step)
+        };
+        let server = file(token, Side::Server);
+        self.make_room(5);
+        let socket = opcode::Socket::new(address.family(), libc::SOCK_STREAM, 0)
+            .file_index(destination(token, Side::Server))
+            .build();
+        self.push(&quietly(socket));
+        if self.features.socket_options && matches!(to, Address::Inet(_)) {
+            self.push(&quietly(switch_on(server, libc::IPPROTO_TCP, libc::TCP_NODELAY)));
+        }
+        if let Some(from) = from {
+            let mut source = self.spare_addresses.pop().unwrap_or_default();
+            source.set_inet(from);
+            let (storage, length) = source.filled();
+            // The port is chosen by the connect, which knows the whole quadruple (ip(7)).
+            self.push(&quietly(switch_on(server, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)));
+            let bind = opcode::Bind::new(server, storage, length).build();
+            self.slot(token).source = Some(source);
+            self.push(&quietly(bind));
+        }
+        let (storage, length) = address.filled();
+        let connect = opcode::Connect::new(server, storage, length).build();
+        self.slot(token).address = Some(address);
+        self.push(&connect.user_data(token.pack()));
+    }
+}
+
+/// Sets a socket option to 1.
+fn switch_on(socket: Fixed, level: libc::c_int, option: libc::c_int) -> squeue::Entry {
+    let (level, option) = (level.cast_unsigned(), option.cast_unsigned());
+    opcode::SetSockOpt::new(socket, level, option, (&raw const YES).cast(), OPTION_BYTES).build()
+}
