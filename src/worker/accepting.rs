@@ -24,8 +24,8 @@ pub const BACK_OFF: Duration = Duration::from_millis(100);
 pub(super) struct Accepting {
     /// Connections open at a time.
     connections: u32,
-    /// Accepts armed, by listening socket.
-    armed: Vec<u32>,
+    /// Slots with an accept armed, by listening socket: few, however large the table is.
+    armed: Vec<Vec<u32>>,
     /// The connection limit is reached, or too many handshakes wait.
     full: bool,
     /// Until when accept pauses after an error.
@@ -34,7 +34,7 @@ pub(super) struct Accepting {
 
 impl Accepting {
     pub(super) fn new(connections: u32, binds: usize) -> Self {
-        Self { connections, armed: vec![0; binds], full: false, paused_until: None }
+        Self { connections, armed: vec![Vec::new(); binds], full: false, paused_until: None }
     }
 
     pub(super) fn resumes_at(&self) -> Option<Time> {
@@ -46,9 +46,9 @@ impl Accepting {
         self.paused_until = None;
     }
 
-    fn ended(&mut self, listener: u32) {
+    fn ended(&mut self, listener: u32, slot: u32) {
         if let Some(armed) = self.armed.get_mut(listener as usize) {
-            *armed -= 1;
+            armed.retain(|other| *other != slot);
         }
     }
 }
@@ -93,13 +93,13 @@ impl<I: Io> Worker<I> {
         };
         while let Some(armed) = self.accepting.armed.get_mut(listener) {
             let room = self.table.open() + self.table.accepting() < self.accepting.connections;
-            if *armed >= ACCEPTS_ARMED || (*armed > 0 && !room) {
+            if armed.len() >= ACCEPTS_ARMED as usize || (!armed.is_empty() && !room) {
                 return;
             }
             let Some((slot, generation)) = self.table.reserve(number) else {
                 return;
             };
-            *armed += 1;
+            armed.push(slot);
             let token = Token::new(slot, generation, Kind::Accept);
             self.io.submit(token, Operation::Accept { listener: number });
         }
@@ -107,11 +107,14 @@ impl<I: Io> Worker<I> {
 
     /// Cancels every armed accept. One that had succeeded still brings its client.
     pub(super) fn cancel_accepts(&mut self) {
-        for (slot, generation, entry) in self.table.iter_mut() {
-            if let Entry::Accepting { cancelled, .. } = entry
+        for slot in self.accepting.armed.iter().flatten() {
+            let Some(generation) = self.table.generation(*slot) else {
+                continue;
+            };
+            let token = Token::new(*slot, generation, Kind::CancelAccept);
+            if let Some(Entry::Accepting { cancelled, .. }) = self.table.entry(token)
                 && !std::mem::replace(cancelled, true)
             {
-                let token = Token::new(slot, generation, Kind::CancelAccept);
                 self.io.submit(token, Operation::Cancel { target: Kind::Accept });
             }
         }
@@ -124,7 +127,7 @@ impl<I: Io> Worker<I> {
             return;
         };
         let listener = *listener;
-        self.accepting.ended(listener);
+        self.accepting.ended(listener, completion.token.slot);
         match (&completion.result, &completion.payload) {
             (Ok(_), Payload::Peer(client)) => self.welcome(completion.token, listener, *client),
             (Err(Errno::CANCELED | Errno::CONNECTION_ABORTED), _) => {

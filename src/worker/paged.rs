@@ -85,19 +85,6 @@ impl<T: Default> Paged<T> {
             })
         })
     }
-
-    /// Every slot in use, to be changed in place.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
-        self.pages.iter_mut().zip(0_u32..).flat_map(|(page, number)| {
-            page.iter_mut().flat_map(move |page| {
-                let used = page.used;
-                let slots = page.entries.iter_mut().zip(number * PAGE..);
-                slots
-                    .filter(move |(_, slot)| used >> (slot % PAGE) & 1 == 1)
-                    .map(|(entry, slot)| (slot, entry))
-            })
-        })
-    }
 }
 
 #[cfg(test)]

@@ -183,11 +183,6 @@ impl Table {
     pub fn iter(&self) -> impl Iterator<Item = (u32, u32, &Entry)> {
         self.slots.iter().map(|(number, slot)| (number, slot.generation, &slot.entry))
     }
-
-    /// Every slot in use, with its generation, to be changed in place.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, u32, &mut Entry)> {
-        self.slots.iter_mut().map(|(number, slot)| (number, slot.generation, &mut slot.entry))
-    }
 }
 
 #[cfg(test)]
