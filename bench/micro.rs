@@ -378,7 +378,7 @@ struct Server {
 impl Server {
     fn receive(&mut self, bytes: &mut [u8]) -> bool {
         let Self { session, plaintext, records, pool } = self;
-        session.receive(bytes, &mut Sinks { plaintext, records, pool }).is_ok()
+        session.receive(bytes, &mut Sinks { plaintext, records, pool, now: Time(0) }).is_ok()
     }
 }
 

@@ -249,7 +249,12 @@ impl Common {
         let before = self.inbound.pending();
         let result = session.receive(
             bytes,
-            &mut Sinks { plaintext: &mut self.inbound, records: &mut self.outbound, pool: cx.pool },
+            &mut Sinks {
+                plaintext: &mut self.inbound,
+                records: &mut self.outbound,
+                pool: cx.pool,
+                now: cx.now,
+            },
         );
         let opened = (self.inbound.pending() - before) as u64;
         self.story.inbound_bytes += opened;

@@ -15,6 +15,7 @@ use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion, ServerConf
 use super::client_auth::ClientCertificate;
 use super::failure::Failure;
 use super::record::{self, Records, Secrets};
+use crate::io::Time;
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
 use crate::limits::{
@@ -81,6 +82,8 @@ pub struct Sinks<'a> {
     pub records: &'a mut Queue,
     /// Where both take their buffers.
     pub pool: &'a mut Pool,
+    /// The time of this turn.
+    pub now: Time,
 }
 
 impl Session {
@@ -499,8 +502,12 @@ mod tests {
         let mut result = Ok(());
         for byte in message.take(60_000) {
             let mut record = [22, 3, 1, 0, 1, byte];
-            let mut sinks =
-                Sinks { plaintext: &mut plaintext, records: &mut records, pool: &mut pool };
+            let mut sinks = Sinks {
+                plaintext: &mut plaintext,
+                records: &mut records,
+                pool: &mut pool,
+                now: Time::default(),
+            };
             result = session.receive(&mut record, &mut sinks);
             assert!(session.partial_bytes() <= PARTIAL_HANDSHAKE_BYTES_MAX);
             if result.is_err() {

@@ -19,11 +19,13 @@ use self::keys::Keys;
 use self::message::{Asks, Message, OUR_KEY_UPDATE};
 use super::failure::Failure;
 use super::session::Sinks;
+use crate::io::Time;
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
 use crate::limits::{
     EMPTY_RECORDS_MAX, KEY_UPDATE_EARNED_RECORDS, KEY_UPDATES_MAX, RECORD_OVERHEAD_BYTES_MAX,
-    RECORD_PAYLOAD_BYTES_MAX, RENEGOTIATIONS_REFUSED_MAX, WARNING_ALERTS_MAX,
+    RECORD_PAYLOAD_BYTES_MAX, RENEGOTIATIONS_REFUSED_MAX, TINY_RECORD_BYTES,
+    TINY_RECORDS_PER_SECOND_MAX, WARNING_ALERTS_MAX,
 };
 use crate::telemetry::labels::HandshakeOutcome;
 
@@ -46,6 +48,9 @@ pub(super) struct Records {
     client_closed: bool,
     /// Records without data since the last with some.
     empties: u8,
+    /// Tiny records, in the second in which the last one came.
+    tiny: u16,
+    tiny_second: u32,
     warning_alerts: u8,
     renegotiations: u8,
     /// Records of data until a `KeyUpdate` is forgotten, for each that is not.
@@ -108,6 +113,8 @@ impl Records {
             update_due: false,
             client_closed: false,
             empties: 0,
+            tiny: 0,
+            tiny_second: 0,
             warning_alerts: 0,
             renegotiations: 0,
             key_updates: 0,
@@ -152,9 +159,10 @@ impl Records {
                 break;
             };
             let mut news = Ok(News::None);
+            let now = sinks.now;
             // Once for each record: into the queue's own memory, of which only data is counted.
             sinks.plaintext.write(body.len(), sinks.pool, |out| {
-                match self.open_into(header, body, out) {
+                match self.open_into(header, body, out, now) {
                     Ok((data, other)) => {
                         news = Ok(other);
                         data
@@ -181,6 +189,7 @@ impl Records {
         header: frame::Header,
         body: &[u8],
         out: &mut [u8],
+        now: Time,
     ) -> Result<(usize, News), Fault> {
         let tls13 = self.is_tls13();
         let forged = |_: Unspecified| Fault::bad_record(AlertDescription::BadRecordMac);
@@ -202,6 +211,9 @@ impl Records {
         match kind {
             frame::APPLICATION_DATA => {
                 self.key_updates = self.key_updates.saturating_sub(1);
+                if length < TINY_RECORD_BYTES && !self.takes_tiny(now) {
+                    return Err(unexpected);
+                }
                 Ok((length, News::None))
             }
             frame::HANDSHAKE => {
@@ -216,6 +228,17 @@ impl Records {
             }
             _ => Err(unexpected),
         }
+    }
+
+    /// Whether one more tiny record may come in this second: each costs as much as one of some
+    /// hundred bytes.
+    fn takes_tiny(&mut self, now: Time) -> bool {
+        let second = u32::try_from(now.since(Time::default()).as_secs()).unwrap_or(u32::MAX);
+        if second != self.tiny_second {
+            (self.tiny_second, self.tiny) = (second, 0);
+        }
+        self.tiny = self.tiny.saturating_add(1);
+        self.tiny <= TINY_RECORDS_PER_SECOND_MAX
     }
 
     /// RFC 8446 section 6, RFC 5246 section 7.2.

@@ -167,6 +167,30 @@ fn floods_end_the_session() {
 }
 
 #[test]
+fn tiny_records_end_the_session_when_a_second_brings_too_many() {
+    let configs = configs(CipherSuite::TLS13_AES_128_GCM_SHA256, 0);
+    let (mut forger, mut server, _) = Forger::meet(&configs, LEAN, |_| Vec::new());
+    let most = usize::from(TINY_RECORDS_PER_SECOND_MAX);
+    let mut send = |count: usize, second: u64, server: &mut Server| {
+        server.now = Time(second * 1_000_000_000);
+        let mut told = None;
+        for _ in 0..count / 512 {
+            let records: Vec<_> =
+                (0..512).flat_map(|_| forger.seal(APPLICATION_DATA, b"x")).collect();
+            told = told.or(alert_to(&mut forger, server, &records));
+            server.plaintext();
+        }
+        // Larger ones do not count.
+        let record = forger.seal(APPLICATION_DATA, &[1; TINY_RECORD_BYTES]);
+        told.or_else(|| alert_to(&mut forger, server, &record))
+    };
+    for second in 1..4 {
+        assert_eq!(send(most, second, &mut server), None);
+    }
+    assert_eq!(send(512, 3, &mut server), Some((FATAL, UNEXPECTED_MESSAGE)));
+}
+
+#[test]
 fn key_updates_are_earned_by_data() {
     let configs = configs(CipherSuite::TLS13_AES_128_GCM_SHA256, 0);
     let (mut forger, mut server, _) = Forger::meet(&configs, LEAN, |_| Vec::new());

@@ -10,6 +10,7 @@ use rustls::{CipherSuite, ClientConfig, ProtocolVersion, RootCertStore, ServerCo
 
 use super::super::frame::{self, HANDSHAKE, Record};
 use super::super::keys::Keys;
+use crate::io::Time;
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
 use crate::limits::RECORD_OVERHEAD_BYTES_MAX;
@@ -106,13 +107,14 @@ pub(super) struct Server {
     pub(super) plaintext: Queue,
     pub(super) records: Queue,
     pub(super) pool: Pool,
+    pub(super) now: Time,
 }
 
 impl Server {
     pub(super) fn new(config: &Arc<ServerConfig>) -> Self {
         let session = Session::new(Arc::clone(config)).unwrap();
         let (plaintext, records) = (Queue::default(), Queue::default());
-        Self { session, plaintext, records, pool: Pool::default() }
+        Self { session, plaintext, records, pool: Pool::default(), now: Time::default() }
     }
 
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -120,6 +122,7 @@ impl Server {
             plaintext: &mut self.plaintext,
             records: &mut self.records,
             pool: &mut self.pool,
+            now: self.now,
         };
         self.session.receive(&mut bytes.to_vec(), &mut sinks)
     }
