@@ -14,6 +14,7 @@
 
 mod address;
 pub mod enter;
+pub mod ethtool;
 pub mod mailbox;
 pub mod probe;
 mod receive;

@@ -50,7 +50,14 @@ pub fn notes(goal: &Goal<'_>) -> Vec<String> {
 
 fn queues(nic: &Nic, goal: &Goal<'_>, notes: &mut Vec<String>) {
     let (name, queues, workers) = (&nic.name, nic.rx_queues, goal.shape.workers);
-    if queues == 1 && workers > 1 {
+    // What more the card offers is better than any way around it.
+    if let Some(most) = nic.queues_max.filter(|most| queues < workers && *most > queues) {
+        let more = most.min(workers);
+        notes.push(format!(
+            "{name} uses {queues} of {most} receive queues for {workers} workers: `ethtool -L \
+             {name} combined {more}` gives it more (the link goes down for a moment)"
+        ));
+    } else if queues == 1 && workers > 1 {
         notes.push(format!(
             "{name} has one receive queue for {workers} workers: let RPS spread it \
              (portcullis-nic@.service), as it has no second queue to give an interrupt of its own"
@@ -211,6 +218,20 @@ mod tests {
     use super::*;
     use crate::tune::detect::nic::Irq;
     use crate::tune::profiles;
+
+    #[test]
+    fn queues_that_a_card_does_not_use_are_the_first_advice() {
+        let mut facts = profiles::facts(Profile::Edge);
+        let told = |facts: &Facts| {
+            notes(&Goal::new(facts, &crate::tune::goal::Wishes::default())).join("\n")
+        };
+        (facts.nics[0].rx_queues, facts.nics[0].queues_max) = (1, Some(63));
+        assert!(told(&facts).contains("ethtool -L eth0 combined 16"), "{}", told(&facts));
+        facts.nics[0].queues_max = Some(8);
+        assert!(told(&facts).contains("combined 8"), "{}", told(&facts));
+        facts.nics[0].queues_max = Some(1);
+        assert!(told(&facts).contains("let RPS spread it"), "{}", told(&facts));
+    }
 
     #[test]
     fn a_worker_without_a_queue_of_its_own_is_told_when_steered() {

@@ -57,6 +57,7 @@ pub fn facts(profile: Profile) -> Facts {
             node: Some(0),
             rx_queues: machine.queues,
             tx_queues: machine.queues,
+            queues_max: None,
             irqs: Vec::new(),
             rps_queues: 0,
             xps_queues: 0,

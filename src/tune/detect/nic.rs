@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::cpu;
+use crate::sys::ethtool;
 use crate::tune::root::Root;
 
 const SYSFS: &str = "/sys/class/net";
@@ -22,6 +23,8 @@ pub struct Nic {
     pub rx_queues: usize,
     /// Transmit queues.
     pub tx_queues: usize,
+    /// Receive queues that the card could have; `None`: not known.
+    pub queues_max: Option<usize>,
     /// Interrupts of its queues, in order.
     pub irqs: Vec<Irq>,
     /// Receive queues with RPS.
@@ -76,10 +79,17 @@ fn nic(root: &Root, name: &str, interrupts: &str) -> Nic {
         node: root.number(&format!("{folder}/device/numa_node")).and_then(|n| n.try_into().ok()),
         rx_queues: of("rx-"),
         tx_queues: of("tx-"),
+        queues_max: queues_max(root, name),
         irqs: irqs(root, &folder, interrupts),
         rps_queues: masked("rx-", "rps_cpus"),
         xps_queues: masked("tx-", "xps_cpus"),
     }
+}
+
+/// Only the running machine can be asked.
+fn queues_max(root: &Root, name: &str) -> Option<usize> {
+    let most = root.is_live().then(|| ethtool::queues_max(name).ok())??;
+    usize::try_from(most).ok()
 }
 
 /// The queues' interrupts of the device, or of the PCI device below it (virtio).

@@ -141,8 +141,12 @@ fn interface(out: &mut String, nic: &Nic) {
     line(
         out,
         &format!(
-            "{} receive queue(s), {} of them with RPS; {} transmit queue(s), {} of them with XPS",
-            nic.rx_queues, nic.rps_queues, nic.tx_queues, nic.xps_queues
+            "{} receive queue(s){}, {} of them with RPS; {} transmit queue(s), {} of them with XPS",
+            nic.rx_queues,
+            nic.queues_max.map(|most| format!(" of at most {most}")).unwrap_or_default(),
+            nic.rps_queues,
+            nic.tx_queues,
+            nic.xps_queues
         ),
     );
     let irqs: Vec<String> = nic
