@@ -157,8 +157,10 @@ impl Ring {
         self.cpu = Some((cpu, counters, 0));
     }
 
-    /// Asks for a descriptor of the client's socket if it is this connection's turn to be looked
-    /// at.
+    /// Asks for a descriptor of the client's socket if this connection is to be looked at.
+    ///
+    /// Nobody waits for it: the kernel installs while it takes the submission, so that a connection
+    /// which ends meanwhile only makes it fail.
     fn sample(&mut self, token: Token) {
         let Some((.., wait)) = &mut self.cpu else { return };
         if let Some(left) = wait.checked_sub(1) {
