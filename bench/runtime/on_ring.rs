@@ -9,7 +9,9 @@ use std::sync::Arc;
 use nix::sys::eventfd::EventFd;
 use portcullis::io::buffer::Pool;
 use portcullis::io::queue::Queue;
-use portcullis::io::{Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Token};
+use portcullis::io::{
+    Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
+};
 use portcullis::limits::{ACCEPTS_ARMED, QUEUE_HIGH_WATER_BYTES};
 use portcullis::sys::ring::Ring;
 use portcullis::tls::session::{Session, Sinks};
@@ -42,6 +44,8 @@ struct Loop {
     pool: Pool,
     /// Receives wanted this turn.
     receives: Vec<u32>,
+    /// Read once a turn.
+    now: Time,
 }
 
 /// Serves until the process is ended.
@@ -53,13 +57,14 @@ pub(crate) fn serve(listener: TcpListener, config: &Arc<ServerConfig>) -> Result
     let free = (0..SLOTS).rev().collect();
     let (pool, receives) = (Pool::default(), Vec::new());
     let config = Arc::clone(config);
-    let mut this = Loop { ring, config, slots, free, pool, receives };
+    let mut this = Loop { ring, config, slots, free, pool, receives, now: Time::default() };
     for _ in 0..ACCEPTS_ARMED {
         this.accept();
     }
     let mut completions = Vec::new();
     loop {
         this.ring.wait(None, &mut completions);
+        this.now = this.ring.now();
         for completion in completions.drain(..) {
             this.complete(completion)?;
         }
@@ -135,7 +140,7 @@ impl Loop {
             return self.ring.recycle(at);
         };
         connection.receiving = more;
-        let echoed = connection.echo(self.ring.received(&at), &mut self.pool);
+        let echoed = connection.echo(self.ring.received(&at), &mut self.pool, self.now);
         self.ring.recycle(at);
         if echoed.is_err() {
             connection.ended = true;
@@ -176,8 +181,9 @@ impl Connection {
     }
 
     /// Opens what has come, and seals it again.
-    fn echo(&mut self, bytes: &mut [u8], pool: &mut Pool) -> Result<()> {
-        let mut sinks = Sinks { plaintext: &mut self.plaintext, records: &mut self.records, pool };
+    fn echo(&mut self, bytes: &mut [u8], pool: &mut Pool, now: Time) -> Result<()> {
+        let (plaintext, records) = (&mut self.plaintext, &mut self.records);
+        let mut sinks = Sinks { plaintext, records, pool, now };
         self.tls.receive(bytes, &mut sinks).map_err(|failure| format!("{failure:?}"))?;
         while let Some(buffer) = self.plaintext.take() {
             let (plain, length) = (buffer.unsent(), buffer.unsent().len());

@@ -518,6 +518,7 @@ impl<I: Io> Engine<I> {
 
     /// A client has no connection any more.
     fn freed(&mut self, slot: u32, failed: bool) {
+        self.io.forget(slot);
         if self.seen == Stage::End {
             return;
         }
