@@ -530,7 +530,13 @@ fn gnutls_resumes() {
         ("session_id", "NORMAL:-VERS-ALL:+VERS-TLS1.2:%NO_TICKETS"),
     ] {
         let mut command = Command::new(&gnutls);
-        command.args(["--resume", "--no-ca-verification", "--sni-hostname", NAME]);
+        command.args([
+            "--resume",
+            "--waitresumption",
+            "--no-ca-verification",
+            "--sni-hostname",
+            NAME,
+        ]);
         command.args(["--priority", priority, "--port", &server.address.port().to_string()]);
         command.arg(server.address.ip().to_string());
         let output = all(&run(&mut command, b"", LIMIT));
