@@ -20,9 +20,10 @@ use super::{Result, strace};
 /// Operations of each connection while strace counts: it makes every system call many times as
 /// long, so they are few.
 const TRACED_OPERATIONS: u64 = 8;
-/// Connections opened before idle memory is measured, so that what a process takes once (its
-/// allocator's first pages, its session cache's) is in no connection's share.
-const SETTLED_CONNECTIONS: usize = 64;
+/// Connections opened at once for idle memory: a thousand at once would leave behind what their
+/// handshakes took together at the peak. As many are there before the first reading, so that what
+/// a process takes once (its allocator's first pages, its session cache's) is in nobody's share.
+const AT_ONCE: usize = 64;
 /// How long strace counts in bulk work.
 const TRACED: Duration = Duration::from_millis(500);
 /// How long connections are left alone before memory is read: servers give back what a connection
@@ -110,18 +111,22 @@ pub(crate) fn memory_per_connection(
     asked: bool,
     conditions: &Conditions,
 ) -> Result<f64> {
-    let settled = Work { connections: SETTLED_CONNECTIONS, closes: false, ..work };
+    let settled = Work { connections: AT_ONCE, closes: false, ..work };
     let mut bed = Bed::start(program, settled, conditions)?;
     let mut measure = || -> Result<f64> {
         if asked {
-            bed.run(Until::Operations(SETTLED_CONNECTIONS as u64))?;
+            bed.run(Until::Operations(AT_ONCE as u64))?;
         }
         thread::sleep(conditions.idle);
         let before = bed.server.memory()?;
-        let work = Work { connections, ..settled };
-        let mut clients = Clients::connect(bed.server.address, work, conditions.certificate)?;
-        if asked {
-            clients.run(Until::Operations(connections as u64))?;
+        let mut kept = Vec::new();
+        for opened in (0..connections).step_by(AT_ONCE) {
+            let work = Work { connections: AT_ONCE.min(connections - opened), ..settled };
+            let mut clients = Clients::connect(bed.server.address, work, conditions.certificate)?;
+            if asked {
+                clients.run(Until::Operations(work.connections as u64))?;
+            }
+            kept.push(clients);
         }
         thread::sleep(conditions.idle);
         #[expect(clippy::cast_precision_loss, reason = "bytes and counts far below 2^52")]
