@@ -281,3 +281,17 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::session::Session;
+
+    /// What a million connections cost; the bounds are the allocator's sizes.
+    #[test]
+    fn a_connection_at_rest_is_small() {
+        let sizes = [size_of::<Connection>(), size_of::<Session>()];
+        println!("{sizes:?}, of which the stage {}", size_of::<Stage>());
+        assert!(sizes[0] <= 448 && sizes[1] <= 384, "{sizes:?}");
+    }
+}

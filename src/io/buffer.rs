@@ -2,8 +2,11 @@
 
 use crate::limits::SEND_BUFFER_BYTES;
 
-/// A fixed-size buffer with a filled part, of which a prefix has been sent.
-pub struct Buffer {
+/// A fixed-size buffer with a filled part, of which a prefix has been sent. A handle of one word:
+/// there is room for two in each slot.
+pub struct Buffer(Box<Contents>);
+
+struct Contents {
     memory: Box<[u8]>,
     sent: usize,
     filled: usize,
@@ -12,17 +15,19 @@ pub struct Buffer {
 impl Buffer {
     /// A new buffer of [`SEND_BUFFER_BYTES`]; a worker takes one from its [`Pool`] instead.
     pub fn allocate() -> Self {
-        Self { memory: vec![0; SEND_BUFFER_BYTES].into_boxed_slice(), sent: 0, filled: 0 }
+        let memory = vec![0; SEND_BUFFER_BYTES].into_boxed_slice();
+        Self(Box::new(Contents { memory, sent: 0, filled: 0 }))
     }
 
     /// Bytes not sent yet.
     pub fn unsent(&self) -> &[u8] {
-        self.memory.get(self.sent..self.filled).unwrap_or_default()
+        self.0.memory.get(self.0.sent..self.0.filled).unwrap_or_default()
     }
 
     /// Room at the end.
     pub fn spare(&mut self) -> &mut [u8] {
-        self.memory.get_mut(self.filled..).unwrap_or_default()
+        let Contents { memory, filled, .. } = &mut *self.0;
+        memory.get_mut(*filled..).unwrap_or_default()
     }
 
     /// Counts `bytes` written into [`Buffer::spare`].
@@ -30,8 +35,9 @@ impl Buffer {
     /// # Panics
     /// When more are counted than there was room for.
     pub fn fill(&mut self, bytes: usize) {
-        assert!(bytes <= self.memory.len() - self.filled, "filled past the end of the buffer");
-        self.filled += bytes;
+        let Contents { memory, filled, .. } = &mut *self.0;
+        assert!(bytes <= memory.len() - *filled, "filled past the end of the buffer");
+        *filled += bytes;
     }
 
     /// Counts `bytes` sent.
@@ -39,8 +45,8 @@ impl Buffer {
     /// # Panics
     /// When more are counted than were unsent.
     pub fn advance(&mut self, bytes: usize) {
-        assert!(bytes <= self.filled - self.sent, "sent more than there was");
-        self.sent += bytes;
+        assert!(bytes <= self.0.filled - self.0.sent, "sent more than there was");
+        self.0.sent += bytes;
     }
 
     /// Appends as much of `bytes` as fits and returns how much that was.
@@ -56,7 +62,11 @@ impl Buffer {
 
     /// Nothing left to send.
     pub fn is_empty(&self) -> bool {
-        self.sent == self.filled
+        self.0.sent == self.0.filled
+    }
+
+    fn clear(&mut self) {
+        (self.0.sent, self.0.filled) = (0, 0);
     }
 }
 
@@ -64,8 +74,8 @@ impl std::fmt::Debug for Buffer {
     // Never the bytes: they may be a client's plaintext.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Buffer")
-            .field("sent", &self.sent)
-            .field("filled", &self.filled)
+            .field("sent", &self.0.sent)
+            .field("filled", &self.0.filled)
             .finish_non_exhaustive()
     }
 }
@@ -102,8 +112,7 @@ impl Pool {
         assert!(self.lent > 0, "a buffer came back that this pool never lent");
         self.lent -= 1;
         if self.free.len() < Self::KEPT_MAX {
-            buffer.sent = 0;
-            buffer.filled = 0;
+            buffer.clear();
             self.free.push(buffer);
         }
     }
