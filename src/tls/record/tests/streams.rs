@@ -13,7 +13,7 @@ use super::super::frame::{ALERT, APPLICATION_DATA, HANDSHAKE, HEADER_BYTES};
 use super::super::{FATAL, WARNING};
 use super::harness::{Configs, Dice, Forger, LEAN, RUSTLS, SUITES, Server, configs, is_tls13};
 use super::{KEY_UPDATE, KEY_UPDATE_PLEASE};
-use crate::limits::PARTIAL_BYTES_MAX;
+use crate::limits::{KEY_UPDATES_MAX, PARTIAL_BYTES_MAX};
 use crate::tls::failure::Failure;
 
 /// One thing that a client does, or that happens to its bytes.
@@ -217,6 +217,12 @@ fn acts(dice: &mut Dice, count: usize) -> Vec<Act> {
             _ => Act::Answer(1 + dice.below(20_000)),
         })
         .collect();
+    // Of more we make an end where rustls goes on: see `key_updates_are_earned_by_data`.
+    let updates =
+        acts.iter_mut().filter(|act| matches!(act, Act::KeyUpdate { .. } | Act::Pieces(..)));
+    for update in updates.skip(KEY_UPDATES_MAX.into()) {
+        *update = Act::Data(1);
+    }
     if dice.one_in(3) {
         let at = dice.below(acts.len());
         acts.insert(at, bad(dice));
