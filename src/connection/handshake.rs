@@ -50,11 +50,11 @@ impl Handshake {
         cx: &mut Context<'_>,
     ) -> Stage {
         let this = Self { attempt, queue, pending: Vec::new(), waits: false, ended: false };
-        this.received(hello, common, cx)
+        Box::new(this).received(hello, common, cx)
     }
 
     pub(super) fn handle(
-        mut self,
+        mut self: Box<Self>,
         event: Event<'_>,
         common: &mut Common,
         cx: &mut Context<'_>,
@@ -79,7 +79,12 @@ impl Handshake {
         }
     }
 
-    fn received(mut self, bytes: Vec<u8>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    fn received(
+        mut self: Box<Self>,
+        bytes: Vec<u8>,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
         if self.pending.is_empty() {
             self.pending = bytes;
         } else {
@@ -100,7 +105,11 @@ impl Handshake {
 
     /// The worker has more to do than it can: the client is dropped before any cryptography. No
     /// alert, which would be more work still.
-    pub(super) fn drop_overdue(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    pub(super) fn drop_overdue(
+        self: Box<Self>,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
         self.tell(common, cx);
         common.story.handshake_ended(HandshakeOutcome::Overload, cx);
         Close::abort(common, CloseReason::HandshakeFailed, cx)
@@ -109,7 +118,7 @@ impl Handshake {
     /// One step of the handshake: the only expensive thing that ever happens here. Says what it
     /// was, and which key it signed with.
     pub(super) fn step(
-        mut self,
+        mut self: Box<Self>,
         common: &mut Common,
         cx: &mut Context<'_>,
     ) -> (Stage, HandshakeStep, KeyType) {
@@ -139,7 +148,7 @@ impl Handshake {
         (self.after_step(common, cx), step, key)
     }
 
-    fn after_step(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    fn after_step(self: Box<Self>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         let established = common.session.as_ref().is_some_and(|session| session.is_established());
         if established {
             self.tell(common, cx);
@@ -178,7 +187,7 @@ impl Handshake {
         cx.counters.limits.of(Limit::Sessions).add(made.left_shared);
     }
 
-    fn wait(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    fn wait(self: Box<Self>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         common.flush(Side::Client, cx);
         // While a step is waited for, too: who goes away meanwhile shall not cost it.
         if self.pending.len() < PARTIAL_HANDSHAKE_BYTES_MAX {

@@ -82,7 +82,8 @@ pub enum Delivery<'a> {
 #[derive(Debug)]
 enum Stage {
     Accept(accept::Accept),
-    Handshake(handshake::Handshake),
+    /// Apart, because it is larger than what an established connection needs.
+    Handshake(Box<handshake::Handshake>),
     FirstByte(first_byte::FirstByte),
     Route(route::Route),
     Relay(relay::Relay),
@@ -160,7 +161,7 @@ impl Connection {
         true
     }
 
-    fn take_handshake(&mut self) -> Option<handshake::Handshake> {
+    fn take_handshake(&mut self) -> Option<Box<handshake::Handshake>> {
         // Should the step panic, the worker aborts the connection from this placeholder.
         let placeholder = Stage::Close(close::Close::interrupted());
         match std::mem::replace(&mut self.stage, placeholder) {
