@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
+use portcullis::sys::socket;
+
 use super::work::Work;
-use super::{Result, cpu, listener, payload};
+use super::{Result, cpu, free_address, listener, payload};
 
 /// Token of the listener; a connection's is its descriptor's number.
 const LISTENER: u64 = u64::MAX;
@@ -36,6 +39,31 @@ impl Origin {
             let thread = std::thread::Builder::new().name("origin".into()).spawn(move || {
                 let served = cpu::pin(&[cpu]).and_then(|()| serve(&listener, work, &stop));
                 if let Err(error) = served {
+                    eprintln!("origin: {error}; the measurement is void");
+                }
+            })?;
+            origin.threads.push(thread);
+        }
+        Ok(origin)
+    }
+}
+
+impl Origin {
+    /// Starts an origin of so many threads, not pinned, each with a listening socket and a table of
+    /// descriptors of its own, so that it holds more connections than one table does.
+    pub(crate) fn spread(work: Work, threads: u64) -> Result<Self> {
+        let address = free_address()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut origin = Self { address, stop, threads: Vec::new() };
+        for _ in 0..threads {
+            let stop = Arc::clone(&origin.stop);
+            let serve = move || {
+                unshare(CloneFlags::CLONE_FILES)?;
+                let listener = TcpListener::from(socket::listen(address, 4096)?);
+                serve(&listener, work, &stop)
+            };
+            let thread = std::thread::Builder::new().name("origin".into()).spawn(move || {
+                if let Err(error) = serve() {
                     eprintln!("origin: {error}; the measurement is void");
                 }
             })?;
