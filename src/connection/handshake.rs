@@ -105,11 +105,7 @@ impl Handshake {
 
     /// The worker has more to do than it can: the client is dropped before any cryptography. No
     /// alert, which would be more work still.
-    pub(super) fn drop_overdue(
-        self: Box<Self>,
-        common: &mut Common,
-        cx: &mut Context<'_>,
-    ) -> Stage {
+    pub(super) fn drop_overdue(&self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         self.tell(common, cx);
         common.story.handshake_ended(HandshakeOutcome::Overload, cx);
         Close::abort(common, CloseReason::HandshakeFailed, cx)

@@ -146,10 +146,7 @@ impl Client {
             session.rest();
         }
         self.outbound.rest();
-        let (target, cancel) = (Kind::RecvServer, Kind::CancelRecvServer);
-        if self.in_flight.has(target) && !self.in_flight.has(cancel) {
-            self.submit(cancel, Operation::Cancel { target }, cx);
-        }
+        self.cancel(Kind::RecvServer, Kind::CancelRecvServer, cx);
         self.go_on(cx);
     }
 
@@ -175,11 +172,6 @@ impl Client {
         if self.open {
             self.open = false;
             self.submit(Kind::ResetServer, Operation::Reset { side: Side::Server }, cx);
-        }
-        for (target, cancel) in cancellable(Side::Server) {
-            if self.in_flight.has(*target) && !self.in_flight.has(*cancel) {
-                self.submit(*cancel, Operation::Cancel { target: *target }, cx);
-            }
         }
         self.outbound.discard(cx.pool);
         self.session = None;
@@ -388,14 +380,9 @@ impl Client {
             }
         }
         if self.phase == Phase::Ending {
-            // A receive that the server's end has not ended, because `close_notify` came first.
-            for (target, cancel) in [
-                (Kind::RecvServer, Kind::CancelRecvServer),
-                (Kind::PollServer, Kind::CancelPollServer),
-            ] {
-                if self.in_flight.has(target) && !self.in_flight.has(cancel) {
-                    self.submit(cancel, Operation::Cancel { target }, cx);
-                }
+            // Also a receive that the server's end has not ended: `close_notify` came first.
+            for (target, cancel) in cancellable(Side::Server) {
+                self.cancel(*target, *cancel, cx);
             }
             if self.in_flight.is_empty() {
                 self.outbound.discard(cx.pool);
@@ -467,6 +454,13 @@ impl Client {
             self.submit(Kind::PollServer, Operation::Poll { side }, cx);
         } else {
             self.submit(Kind::RecvServer, Operation::Recv { side }, cx);
+        }
+    }
+
+    /// Cancels `target` if it is in flight.
+    fn cancel(&mut self, target: Kind, cancel: Kind, cx: &mut Context<'_>) {
+        if self.in_flight.has(target) && !self.in_flight.has(cancel) {
+            self.submit(cancel, Operation::Cancel { target }, cx);
         }
     }
 

@@ -326,7 +326,8 @@ impl<I: Io> Engine<I> {
             (Stage::End, _) if self.closed_up_to < self.clients.len() => Some(self.now),
             _ => None,
         };
-        let resting = self.resting.front().map(|(at, _)| *at);
+        // They go on when there is work, not before: until then their time would be in the past.
+        let resting = self.resting.front().map(|(at, _)| *at).filter(|_| self.seen.works());
         [due, resting, self.timers.next(), self.end_by].into_iter().flatten().min()
     }
 

@@ -126,7 +126,7 @@ pub struct Progress {
 
 /// Who looks at a load while it runs, and may end it.
 pub struct Watch<'a> {
-    /// Each message ends what is going on: the first the measurement, the second the closing.
+    /// A message ends the measurement; what is open is then closed in order.
     pub interrupts: &'a Receiver<()>,
     /// Is told what goes on, ten times a second.
     pub show: &'a mut dyn FnMut(&Progress),
