@@ -12,7 +12,7 @@ mod room;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use serde_json::Value;
 
 use support::certificate::{Certificate, KeyKind};
 use support::origin::Origin;
+use support::report;
 use support::work::{REQUEST, Work};
 use support::{Result, free_address};
 
@@ -50,6 +51,9 @@ struct Options {
     /// How long the connections are held.
     #[arg(long, default_value = "5m")]
     duration: String,
+    /// Also writes the account into its section of this file, which is `bench/RESULTS.md`.
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
     /// A few connections for two seconds: does it work at all? Figures mean nothing.
     #[arg(long)]
     test: bool,
@@ -105,12 +109,20 @@ fn run(mut options: Options) -> Result<bool> {
     let text = configuration(&certificate, address, origin.address, options.connect, &room);
     fs::write(&config, text)?;
     let mut server = start(&config, address)?;
-    let held = hold(&options, &room, address, server.id());
     let settle = if options.connections > 1000 { SETTLE } else { Duration::from_secs(1) };
+    let held = warm_up(address).and_then(|()| {
+        std::thread::sleep(settle);
+        hold(&options, &room, address, server.id())
+    });
     let after = held.is_ok().then(|| settled(server.id(), settle)).transpose()?;
     stop(&mut server)?;
     let held = held?;
-    print!("{}", account::Account { summary: &held, server_after: after.unwrap_or(0) });
+    let account = account::Account { summary: &held, server_after: after.unwrap_or(0) };
+    print!("{account}");
+    if let Some(path) = &options.results {
+        let text = format!("{}\n\n{room}\n\n```text\n{account}```", report::machine()?);
+        report::replace_section(path, &format!("hold {}", options.connect.key()), &text)?;
+    }
     Ok(account::lost(&held) == 0)
 }
 
@@ -121,18 +133,22 @@ fn configuration(
     connect: Connect,
     room: &room::Room,
 ) -> String {
+    let port = origin.port();
+    let servers: Vec<_> = (1..=room.origin_addresses)
+        .map(|host| format!("[[backend.server]]\naddress = \"127.0.1.{host}:{port}\"\n"))
+        .collect();
     format!(
         "[workers]\ncount = {}\n[limits]\nconnections_per_worker = {}\n\
          [timeouts]\nidle = \"7d\"\nhandshake = \"1m\"\n[handshake]\nqueue_deadline = \"1m\"\n\
          [[listener]]\nname = \"https\"\nbind = [\"{address}\"]\nbackend = \"app\"\n\
          [[listener.certificate]]\nchain = {:?}\nkey = {:?}\n\
-         [[backend]]\nname = \"app\"\nconnect = \"{}\"\n\
-         [[backend.server]]\naddress = \"{origin}\"\n",
+         [[backend]]\nname = \"app\"\nconnect = \"{}\"\n{}",
         room.workers,
         room.per_worker,
         certificate.chain.to_string_lossy(),
         certificate.key.to_string_lossy(),
         connect.key(),
+        servers.concat(),
     )
 }
 
@@ -154,9 +170,22 @@ fn start(config: &Path, address: SocketAddr) -> Result<Child> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    // Its memory is compared with what it takes when all of it is there.
-    std::thread::sleep(Duration::from_secs(2));
     Ok(server)
+}
+
+/// Has each worker serve some clients, so that what a process takes once (pages of its code, its
+/// first buffers) is in no connection's share.
+fn warm_up(target: SocketAddr) -> Result<()> {
+    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["load", "handshake", "--source", "127.0.0.0/16", "--tls", "1.3", "--json"])
+        .args(["--connections", "256", "--warm-up", "0s", "--duration", "2s"])
+        .arg(format!("--target={target}"))
+        .stdin(Stdio::null())
+        .output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    Ok(())
 }
 
 fn stop(server: &mut Child) -> Result<()> {

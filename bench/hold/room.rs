@@ -16,6 +16,10 @@ const RESERVED: u64 = 128;
 const PER_SLOT: u64 = 2;
 /// Accepts that a worker has ready, each with a place for a connection.
 const ACCEPTS: u64 = 16;
+/// Connections to one address of the origin: fewer than half of the kernel's default range of local
+/// ports. connect(2) looks at every second port first, and once these are taken at all of them, each
+/// time.
+const PORTS: u64 = 12_000;
 /// Memory of one connection with everything on this machine: kernel and user space, both ends of
 /// the client's connection, and of the server's where there is one. Generous, so that nothing is
 /// killed.
@@ -31,6 +35,8 @@ pub(crate) struct Room {
     pub(crate) per_worker: u64,
     /// Threads of the origin, likewise.
     pub(crate) origin_threads: u64,
+    /// Addresses of the origin: to each there are no more connections than local ports.
+    pub(crate) origin_addresses: u64,
     /// Why it is not what was asked for.
     limit: Option<&'static str>,
 }
@@ -66,6 +72,7 @@ impl Room {
             workers,
             per_worker,
             origin_threads: backend.div_ceil(nofile.saturating_sub(RESERVED)).max(2),
+            origin_addresses: backend.div_ceil(PORTS),
             limit,
         })
     }

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 
 /// Measures, prints and writes everything. False: a server failed that must not.
 fn run(options: &Options) -> Result<bool> {
-    let (programs, versions): (Vec<_>, Vec<_>) = options.programs()?.into_iter().unzip();
+    let (programs, versions): (Vec<_>, Vec<_>) = options.choice.programs()?.into_iter().unzip();
     let works = options.works()?;
     support::raise_open_files()?;
     let directory = tempfile::tempdir()?;

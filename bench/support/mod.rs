@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each benchmark uses its own part")]
 
 pub(crate) mod certificate;
+pub(crate) mod choice;
 pub(crate) mod client;
 pub(crate) mod cpu;
 pub(crate) mod knocks;

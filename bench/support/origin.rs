@@ -1,7 +1,7 @@
 //! The plaintext server behind the terminator: a thread for each CPU, level-triggered epoll.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,9 +50,10 @@ impl Origin {
 
 impl Origin {
     /// Starts an origin of so many threads, not pinned, each with a listening socket and a table of
-    /// descriptors of its own, so that it holds more connections than one table does.
+    /// descriptors of its own, so that it holds more connections than one table does. It listens on
+    /// every address of this machine: to one address there are no more connections than ports.
     pub(crate) fn spread(work: Work, threads: u64) -> Result<Self> {
-        let address = free_address()?;
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, free_address()?.port()));
         let stop = Arc::new(AtomicBool::new(false));
         let mut origin = Self { address, stop, threads: Vec::new() };
         for _ in 0..threads {

@@ -387,7 +387,7 @@ impl Common {
                 self.socket(side).read_ended = true;
                 Event::Ended(side)
             }
-            (Err(Errno::CANCELED), _) => Event::Settled,
+            (Err(Errno::CANCELED | Errno::TRY_AGAIN), _) => Event::Settled,
             (Err(Errno::NO_BUFFERS), _) => {
                 cx.counters.limits.of(Limit::ReceiveBuffers).add(1);
                 Event::Settled

@@ -15,6 +15,8 @@ impl Errno {
     pub const CONNECTION_REFUSED: Self = Self(111);
     /// No buffers left: of the provided ring for a receive, of the kernel otherwise.
     pub const NO_BUFFERS: Self = Self(105);
+    /// Nothing has come, and nothing is wrong: the operation is to be asked for again.
+    pub const TRY_AGAIN: Self = Self(11);
     /// This process (or this ring's table) has no descriptor left.
     pub const PROCESS_FILES: Self = Self(24);
     /// The whole system has no descriptor left.

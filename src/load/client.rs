@@ -317,7 +317,7 @@ impl Client {
         match result {
             Ok(0) => self.server_ended(cx),
             // A multishot receive that has had its fill, or found no buffer: it is armed again.
-            Ok(_) | Err(Errno::NO_BUFFERS | Errno::CANCELED) => {}
+            Ok(_) | Err(Errno::NO_BUFFERS | Errno::TRY_AGAIN | Errno::CANCELED) => {}
             Err(_) => self.broken(cx),
         }
     }

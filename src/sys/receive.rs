@@ -124,9 +124,11 @@ impl ReceiveBuffers {
         Ok(buffers)
     }
 
-    /// The kernel has run out: it gets twice as many from now on, as far as there are any.
-    pub(super) fn hand_over_more(&mut self) {
+    /// The kernel has run out: it gets twice as many from now on, if there are more.
+    pub(super) fn hand_over_more(&mut self) -> bool {
+        let are_more = self.wanted < Self::ENTRIES;
         self.want(self.wanted * 2);
+        are_more
     }
 
     fn want(&mut self, wanted: usize) {

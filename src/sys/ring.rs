@@ -338,12 +338,17 @@ impl Ring {
         let Some(token) = Token::unpack(entry.user_data()) else {
             unreachable!("the kernel answers what was not asked")
         };
-        let result = match u32::try_from(entry.result()) {
+        let mut result = match u32::try_from(entry.result()) {
             Ok(value) => Ok(value),
             Err(_) => Err(Errno(entry.result().wrapping_neg())),
         };
         let payload = match token.kind {
-            Kind::RecvClient | Kind::RecvServer => self.received(entry, result),
+            Kind::RecvClient | Kind::RecvServer => {
+                if result == Err(Errno::NO_BUFFERS) && self.receive.hand_over_more() {
+                    result = Err(Errno::TRY_AGAIN);
+                }
+                self.received(entry, result)
+            }
             Kind::SendClient => self.sent(token, Side::Client),
             Kind::SendServer => self.sent(token, Side::Server),
             Kind::Accept => self.accepted(token, result),
@@ -385,9 +390,6 @@ impl Ring {
 
     fn received(&mut self, entry: &cqueue::Entry, result: Result<u32, Errno>) -> Payload {
         let Some(buffer) = cqueue::buffer_select(entry.flags()) else {
-            if result == Err(Errno::NO_BUFFERS) {
-                self.receive.hand_over_more();
-            }
             return Payload::None;
         };
         self.receive.lend(buffer);

@@ -106,10 +106,14 @@ pub fn client_ring(
     patiently(ring, is_no_memory_for_a_ring)
 }
 
-/// Lets all other threads of the machine go first: the calling thread gets the lowest priority.
+/// Lets every other thread of this CPU go first, at once and always (`SCHED_IDLE`, sched(7)): one that
+/// is only nice keeps the CPU for the rest of its slice, some milliseconds, when another wakes up.
+/// Without effect where the kernel does not let us.
 pub fn step_back() {
-    // SAFETY: setpriority(2) takes no pointer; of 0 it means the calling thread.
-    let _as_before = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: sched_setscheduler(2) only reads the structure; of 0 it means the calling thread.
+    let _as_before =
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
 }
 
 fn pin(cpu: Option<usize>) -> Result<(), StartError> {

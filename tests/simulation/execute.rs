@@ -254,7 +254,10 @@ impl SimIo {
         let link = self.link_of(token, side);
         // The kernel picks the buffer first and gives it back when there is nothing to read.
         if self.buffers.exhausted() || self.world.random.chance(self.world.faults.no_buffers) {
-            self.complete(key, Err(Errno::NO_BUFFERS), Payload::None);
+            // The ring has more of them, or it has not.
+            let some = !self.buffers.exhausted() && self.world.random.chance(500);
+            let error = if some { Errno::TRY_AGAIN } else { Errno::NO_BUFFERS };
+            self.complete(key, Err(error), Payload::None);
             return None;
         }
         let (short, random) = (self.world.faults.short_reads, &mut self.world.random);
