@@ -98,6 +98,7 @@ pub const CONNECT_TRIES_MAX: u8 = 2;
 pub const LINGER_BYTES_MAX: usize = 256 * 1024;
 
 /// Access-log records waiting for the control thread, per worker; more are dropped and counted.
+/// Each has its own 230 bytes: as many places for them would all be written to in turn, and kept.
 pub const ACCESS_LOG_RECORDS_MAX: usize = 16 * 1024;
 
 /// Commands waiting in a worker's mailbox.

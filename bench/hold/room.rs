@@ -16,9 +16,9 @@ const RESERVED: u64 = 128;
 const PER_SLOT: u64 = 2;
 /// Accepts that a worker has ready, each with a place for a connection.
 const ACCEPTS: u64 = 16;
-/// Connections to one address of the origin: fewer than half of the kernel's default range of local
-/// ports. connect(2) looks at every second port first, and once these are taken at all of them, each
-/// time.
+/// Connections to one address of the origin: fewer than half of the kernel's default range of
+/// local ports. connect(2) looks at every second port first, and once these are taken at all of
+/// them, each time.
 const PORTS: u64 = 12_000;
 /// Memory of one connection with everything on this machine: kernel and user space, both ends of
 /// the client's connection, and of the server's where there is one. Generous, so that nothing is

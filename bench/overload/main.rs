@@ -149,8 +149,8 @@ fn head(
     let rounds = options.rounds;
     writeln!(
         text,
-        "- TLS 1.3, AES-128-GCM with SHA-256, X25519; {rounds} rounds, interleaved; figures are the \
-         median (min-max)\n- `{}`",
+        "- TLS 1.3, AES-128-GCM with SHA-256, X25519; {rounds} rounds, interleaved; figures are \
+         the median (min-max)\n- `{}`",
         command.trim_end()
     )?;
     Ok(text)

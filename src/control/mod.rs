@@ -42,7 +42,7 @@ use crate::sys::probe;
 use crate::sys::start::Start;
 use crate::telemetry::access_log::{AccessLog, BackendNames, Names};
 use crate::telemetry::exposition::Process;
-use crate::telemetry::record::Record;
+use crate::telemetry::record;
 use crate::tls::resumption::bridge::Beginnings;
 use crate::tls::resumption::shared::Shared;
 use crate::tls::terms::Terms;
@@ -395,7 +395,7 @@ fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) 
 fn open_access_log(
     config: &Config,
     process: &Arc<Process>,
-) -> Result<(Vec<rtrb::Producer<Record>>, Option<AccessLog>), Failure> {
+) -> Result<(Vec<record::Sender>, Option<AccessLog>), Failure> {
     let Some(wanted) = &config.access_log else {
         return Ok((Vec::new(), None));
     };

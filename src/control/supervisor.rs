@@ -16,7 +16,7 @@ use crate::limits::{END_INTERVAL, START_INTERVAL, STOP_TIMEOUT};
 use crate::sys::mailbox::{Sender, mailbox};
 use crate::sys::start::{Start, StartError};
 use crate::telemetry::exposition::Process;
-use crate::telemetry::record::Record;
+use crate::telemetry::record;
 use crate::tls::resumption::bridge::Beginnings;
 use crate::worker::Bind;
 use crate::worker::command::Command;
@@ -44,7 +44,7 @@ pub struct Crew {
     /// The tickets and sessions that each of them begins with.
     pub resumption: Beginnings,
     /// The access log's queues, one per worker; empty: there is no access log.
-    pub records: Vec<rtrb::Producer<Record>>,
+    pub records: Vec<record::Sender>,
 }
 
 /// How a worker's thread ended.

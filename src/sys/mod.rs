@@ -13,6 +13,7 @@
 //! waits until it is (`IORING_REGISTER_SYNC_CANCEL`, Linux 6.0); then its memory goes.
 
 mod address;
+mod allocator;
 pub mod enter;
 pub mod ethtool;
 pub mod mailbox;

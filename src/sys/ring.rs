@@ -493,6 +493,7 @@ impl Io for Ring {
         }
         self.spare_addresses.truncate(SPARE_ADDRESSES_KEPT);
         self.spare_addresses.shrink_to_fit();
+        super::allocator::flush_thread_cache();
     }
 
     fn stop_listening(&mut self) {

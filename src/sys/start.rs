@@ -11,7 +11,7 @@ use crate::sys::probe::{is_no_memory, patiently};
 use crate::sys::ring::Ring;
 use crate::sys::socket;
 use crate::telemetry::counters::Counters;
-use crate::telemetry::record::Record;
+use crate::telemetry::record;
 use crate::tls::resumption::bridge::Beginnings;
 use crate::worker::snapshot::Snapshot;
 use crate::worker::{Bind, Progress, Setup, Worker, slots};
@@ -36,7 +36,7 @@ pub struct Start {
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Where its access-log records go.
-    pub records: Option<rtrb::Producer<Record>>,
+    pub records: Option<record::Sender>,
     /// Its mailbox.
     pub mailbox: Receiver,
 }
@@ -106,9 +106,9 @@ pub fn client_ring(
     patiently(ring, is_no_memory_for_a_ring)
 }
 
-/// Lets every other thread of this CPU go first, at once and always (`SCHED_IDLE`, sched(7)): one that
-/// is only nice keeps the CPU for the rest of its slice, some milliseconds, when another wakes up.
-/// Without effect where the kernel does not let us.
+/// Lets every other thread of this CPU go first, at once and always (`SCHED_IDLE`, sched(7)): one
+/// that is only nice keeps the CPU for the rest of its slice, some milliseconds, when another wakes
+/// up. Without effect where the kernel does not let us.
 pub fn step_back() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: sched_setscheduler(2) only reads the structure; of 0 it means the calling thread.

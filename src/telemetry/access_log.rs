@@ -16,7 +16,7 @@ use tokio_uring::fs::File;
 use super::calendar::rfc3339_utc;
 use super::exposition::Process;
 use super::log::{Episode, Turn};
-use super::record::Record;
+use super::record::{self, Record};
 
 /// Bytes collected before they are written: bounds memory, and keeps the number of writes low.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -77,7 +77,7 @@ struct Line<'a> {
 /// The open log and the queues that feed it.
 #[derive(Debug)]
 pub struct AccessLog {
-    queues: Vec<rtrb::Consumer<Record>>,
+    queues: Vec<record::Receiver>,
     names: Names,
     file: File,
     process: Arc<Process>,
@@ -93,7 +93,7 @@ impl AccessLog {
     pub fn open(
         path: &Path,
         names: Names,
-        queues: Vec<rtrb::Consumer<Record>>,
+        queues: Vec<record::Receiver>,
         process: Arc<Process>,
     ) -> std::io::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
@@ -298,7 +298,7 @@ mod tests {
             (0..2).map(|_| rtrb::RingBuffer::new(1024)).unzip();
         for producer in &mut producers {
             for _ in 0..1000 {
-                producer.push(record()).unwrap();
+                producer.push(Box::new(record())).unwrap();
             }
         }
         tokio_uring::start(async {
@@ -328,7 +328,7 @@ mod tests {
             .unwrap();
         let process = Arc::new(Process::new(1, SystemTime::now()));
         let (mut producer, queue) = rtrb::RingBuffer::new(1000);
-        while producer.push(record()).is_ok() {}
+        while producer.push(Box::new(record())).is_ok() {}
         let in_time = tokio_uring::start(async {
             let mut log =
                 AccessLog::open(&path, names(), vec![queue], Arc::clone(&process)).unwrap();
@@ -345,9 +345,9 @@ mod tests {
             let full = Path::new("/dev/full");
             let mut log =
                 AccessLog::open(full, names(), vec![queue], Arc::clone(&process)).unwrap();
-            producer.push(record()).unwrap();
+            producer.push(Box::new(record())).unwrap();
             log.drain().await;
-            producer.push(record()).unwrap();
+            producer.push(Box::new(record())).unwrap();
             log.drain().await;
         });
         assert_eq!(process.records_failed.get(), 2);

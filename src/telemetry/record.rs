@@ -54,3 +54,8 @@ pub struct Record {
     /// Nanoseconds from accept to close.
     pub total_nanos: u64,
 }
+
+/// A worker's end of the queue of its records.
+pub type Sender = rtrb::Producer<Box<Record>>;
+/// The access log's end of it.
+pub type Receiver = rtrb::Consumer<Box<Record>>;

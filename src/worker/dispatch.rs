@@ -233,7 +233,7 @@ impl<I: Io> Worker<I> {
         let mut cx = context!(self);
         let record = connection.free(self.index, reason, &mut cx);
         if let Some(records) = &mut self.records
-            && records.push(record).is_err()
+            && records.push(Box::new(record)).is_err()
         {
             self.counters.limits.of(Limit::AccessLogRecords).add(1);
         }

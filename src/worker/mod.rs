@@ -21,7 +21,7 @@ use crate::io::{Completion, Io, Kind, Operation, Time, Token};
 use crate::limits::{ACCEPTS_ARMED, COMPLETIONS_KEPT, TRIM_INTERVAL};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::labels::CloseReason;
-use crate::telemetry::record::Record;
+use crate::telemetry::record;
 use crate::tls::resumption::bridge::{Beginnings, Resumption};
 
 use crate::config::Handshake;
@@ -61,7 +61,7 @@ pub struct Setup {
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Where its access-log records go; `None`: nobody wants them.
-    pub records: Option<rtrb::Producer<Record>>,
+    pub records: Option<record::Sender>,
     /// Where commands come from; looked at whenever a `Kind::Mailbox` completion arrives.
     pub commands: rtrb::Consumer<Command>,
 }
@@ -88,7 +88,7 @@ pub struct Worker<I: Io> {
     binds: Vec<Bind>,
     snapshot: Rc<Local>,
     counters: Arc<Counters>,
-    records: Option<rtrb::Producer<Record>>,
+    records: Option<record::Sender>,
     commands: rtrb::Consumer<Command>,
     table: Table,
     accepting: Accepting,

@@ -217,7 +217,7 @@ impl Setting {
             let of = |talk: &Conversation| talk.address == record.client;
             let number = talks.iter().position(of).expect("a record of a client");
             assert!(records[number].is_none(), "told twice: {record:?}");
-            records[number] = Some(record);
+            records[number] = Some(*record);
         }
         let outcome = Outcome { trace: io.trace(), talks, records, counters };
         self.check(&outcome);
