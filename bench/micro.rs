@@ -204,7 +204,7 @@ fn dispatch(criterion: &mut Criterion, identity: &Identity) -> Result<()> {
     let counters = Arc::new(Counters::default());
     let setup = Setup {
         index: 0,
-        binds: vec![Bind { listener: 0, address, backlog: 1 }],
+        binds: vec![Bind { listener: 0, address, backlog: 1, defer_accept: None }],
         connections: 1024,
         snapshot: Arc::new(snapshot),
         resumption: Beginnings::for_tests(),

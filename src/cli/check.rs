@@ -11,6 +11,7 @@ use crate::config::{
     Backend, Config, ConfigError, Connect, ProxyVersion, Resumption, ResumptionMode, Server,
     ServerAddress, show_duration,
 };
+use crate::control::backlog::{self, Backlog};
 use crate::control::capacity::{self, CapacityError, DESCRIPTORS_RESERVED, Shape};
 use crate::control::certificates::{
     self, CertificateProblem, ClientAuthDescription, Description, Fault,
@@ -106,10 +107,12 @@ pub(super) fn report(config_path: &Path, now: SystemTime) -> Report {
         report.line(&format!("    alpn {}", listener.alpn.join(", ")));
     }
     backend_section(&mut report, &config);
+    let mut backlogs = Vec::new();
     match certificates::load_at(&config, now) {
         Ok(loaded) => {
             certificate_section(&mut report, &config, &loaded.certificates, now);
             client_auth_section(&mut report, &config, &loaded.client_auth, now);
+            backlogs = backlog::of(&config, &loaded.terms);
         }
         Err(problems) => {
             for problem in &problems {
@@ -120,6 +123,7 @@ pub(super) fn report(config_path: &Path, now: SystemTime) -> Report {
     tls_section(&mut report, &config);
     resumption_section(&mut report, &config.resumption, now);
     kernel(&mut report);
+    queue_section(&mut report, &config, &backlogs);
     worker_section(&mut report, &config);
     if report.problems.is_empty() {
         report.heading("Everything that can be checked without starting is in order.");
@@ -439,6 +443,21 @@ fn kernel(report: &mut Report) {
                 _ => exit::UNAVAILABLE,
             };
             report.problem(code, &error.to_string());
+        }
+    }
+}
+
+/// Where clients wait before they are accepted, for each worker and address.
+fn queue_section(report: &mut Report, config: &Config, backlogs: &[Backlog]) {
+    report.heading("Clients that wait in the kernel, for each worker and address");
+    for (listener, backlog) in config.listeners.iter().zip(backlogs) {
+        report.line(&format!("listener {}: {backlog}", listener.name));
+        if let Some(longest) = listener.defer_accept {
+            report.line(&format!(
+                "    one that says nothing is kept there for {}, and neither limits nor metrics \
+                 see it (listener.defer_accept)",
+                show_duration(longest)
+            ));
         }
     }
     let somaxconn = capacity::sysctl("net/core/somaxconn").unwrap_or(0);

@@ -255,7 +255,8 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
             bind: vec![listen],
             backend: 0,
             alpn: vec!["http/1.1".into()],
-            backlog: 4096,
+            backlog: None,
+            defer_accept: None,
             unknown_name: UnknownName::Default,
             certificates: vec![CertificateFiles {
                 chain: files.chain.clone(),

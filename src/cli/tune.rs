@@ -422,8 +422,12 @@ pub(super) fn warnings(
         warnings.extend(advice::unserved(facts, &cpus));
     }
     let somaxconn = facts.number("net.core.somaxconn").unwrap_or(u64::MAX);
-    for listener in config.listeners.iter().filter(|l| u64::from(l.backlog) > somaxconn) {
-        let (name, backlog) = (&listener.name, listener.backlog);
+    for listener in &config.listeners {
+        let name = &listener.name;
+        // Where nobody asked for a number, the one there is fits.
+        let Some(backlog) = listener.backlog.filter(|asked| u64::from(*asked) > somaxconn) else {
+            continue;
+        };
         warnings.push(format!(
             "listener {name}: its backlog of {backlog} is cut to net.core.somaxconn = {somaxconn}: \
              sysctl -w net.core.somaxconn={backlog}, and start again (see `portcullis tune plan`)"

@@ -5,10 +5,6 @@ use std::time::Duration;
 
 use super::{Connect, RecordLayer};
 
-/// `listener.backlog`, connections per worker. Covers 40 ms of a flood of 100,000 connections a
-/// second; the kernel cuts it to `net.core.somaxconn`, whose own default is 4096 too.
-pub const BACKLOG_CONNECTIONS: u32 = 4096;
-
 /// `backend.connect`. Right for every protocol; with the other a server that speaks first is never
 /// heard.
 pub const CONNECT_WHEN: Connect = Connect::Eager;

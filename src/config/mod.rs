@@ -163,8 +163,12 @@ pub struct Listener {
     pub backend: usize,
     /// `alpn`: protocols offered, in order of preference; empty: ALPN is not negotiated.
     pub alpn: Vec<String>,
-    /// `backlog`: connections the kernel queues per worker before accept; unit connections.
-    pub backlog: u32,
+    /// `backlog`: connections the kernel queues per worker and address before accept; `None` is
+    /// `"auto"`, as many as a worker does handshakes within `handshake.queue_deadline`.
+    pub backlog: Option<u32>,
+    /// `defer_accept`: how long the kernel keeps a client that has said nothing to itself; `None`
+    /// is `"off"`.
+    pub defer_accept: Option<Duration>,
     /// `unknown_name`: what a client gets whose server name matches no certificate.
     pub unknown_name: UnknownName,
     /// `[[listener.certificate]]`, at least one; the first is the default.

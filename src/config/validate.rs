@@ -412,6 +412,26 @@ fn admin<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>, binds: &mut Binds) -
     let item = table.string(reader, "bind", "an address \"ip:port\"");
     let bind = item.and_then(|item| address(reader, &item, binds));
     table.finish(reader);
+/// A [`timeout`] that may be `"off"`, which is what it is by default.
+fn off_or_timeout<'d>(
+    reader: &mut Reader<'d>,
+    table: &mut Table<'d>,
+    key: &'static str,
+    range: &RangeInclusive<Duration>,
+) -> Option<Duration> {
+    let [from, to] = [range.start(), range.end()].map(|end| quantity::show_duration(*end));
+    let expected = format!("\"off\", or \"{from}\" to \"{to}\"");
+    let item = table.string(reader, key, &expected)?;
+    if item.value == "off" {
+        return None;
+    }
+    let duration = quantity::duration(&item.value).ok().filter(|value| range.contains(value));
+    if duration.is_none() {
+        reader.refuse(&item.at, quoted(&item.value), format!("expected {expected}"));
+    }
+    duration
+}
+
     bind.map(|bind| Admin { bind })
 }
 

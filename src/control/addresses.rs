@@ -14,6 +14,8 @@ use nix::sys::socket::{
 use crate::config::Listener;
 use crate::worker::Bind;
 
+use super::backlog::Backlog;
+
 /// A listening address that cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -30,17 +32,22 @@ pub struct AddressError {
 }
 
 /// Checks that every address is free and allowed, and settles port 0: the kernel chooses a port
-/// here, once, so that all workers share it.
-pub fn claim(listeners: &[Listener]) -> Result<Vec<Bind>, AddressError> {
+/// here, once, so that all workers share it. `backlogs` are by listener.
+pub fn claim(listeners: &[Listener], backlogs: &[Backlog]) -> Result<Vec<Bind>, AddressError> {
     let mut binds = Vec::new();
-    for (index, listener) in (0..).zip(listeners) {
+    for ((index, listener), backlog) in (0..).zip(listeners).zip(backlogs) {
         for address in &listener.bind {
             let settled = probe(*address).map_err(|errno| AddressError {
                 what: format!("listener \"{}\"", listener.name),
                 address: *address,
                 source: errno.into(),
             })?;
-            binds.push(Bind { listener: index, address: settled, backlog: listener.backlog });
+            binds.push(Bind {
+                listener: index,
+                address: settled,
+                backlog: backlog.connections,
+                defer_accept: listener.defer_accept,
+            });
         }
     }
     Ok(binds)
@@ -111,18 +118,23 @@ mod tests {
             bind: vec![bind.parse().unwrap()],
             backend: 0,
             alpn: Vec::new(),
-            backlog: 7,
+            backlog: Some(7),
+            defer_accept: None,
             unknown_name: UnknownName::Default,
             certificates: Vec::new(),
             client_auth: None,
         }
     }
 
+    fn claim_one(bind: &str) -> Result<Vec<Bind>, AddressError> {
+        claim(&[listener(bind)], &[Backlog::configured(7, None)])
+    }
+
     #[test]
     fn a_port_in_use_is_an_error_that_names_listener_address_and_cure() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = other.local_addr().unwrap().to_string();
-        let error = claim(&[listener(&address)]).unwrap_err();
+        let error = claim_one(&address).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("\"https\""), "{text}");
         assert!(text.contains(&address), "{text}");
@@ -138,13 +150,13 @@ mod tests {
         bind(other.as_raw_fd(), &SockaddrStorage::from(any)).unwrap();
         nix::sys::socket::listen(&other, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
         let address = settled(&other, any).unwrap();
-        let error = claim(&[listener(&address.to_string())]).unwrap_err();
+        let error = claim_one(&address.to_string()).unwrap_err();
         assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
     fn port_zero_becomes_a_port_that_can_be_bound() {
-        let binds = claim(&[listener("127.0.0.1:0")]).unwrap();
+        let binds = claim_one("127.0.0.1:0").unwrap();
         assert_ne!(binds[0].address.port(), 0);
         assert_eq!(binds[0].backlog, 7);
         std::net::TcpListener::bind(binds[0].address).unwrap();

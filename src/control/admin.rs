@@ -20,6 +20,7 @@ use crate::limits::{ADMIN_CONNECTION_TIMEOUT, ADMIN_CONNECTIONS_MAX, ADMIN_HEADE
 use crate::telemetry::exposition::{self, Process};
 
 use super::addresses::AddressError;
+use super::kernel;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -106,7 +107,11 @@ fn answer<B>(request: &Request<B>, status: &Status) -> Response<Full<Bytes>> {
     let draining = status.draining.get();
     match request.uri().path() {
         "/" => text(StatusCode::OK, INDEX),
-        "/metrics" => response(StatusCode::OK, exposition::CONTENT_TYPE, status.process.render()),
+        "/metrics" => {
+            // What it does not tell stays as it was; the log has said so.
+            let _told = kernel::refresh(&status.process.kernel);
+            response(StatusCode::OK, exposition::CONTENT_TYPE, status.process.render())
+        }
         "/healthz" | "/readyz" if draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" if status.process.workers.iter().all(exposition::Observed::is_up) => {

@@ -12,10 +12,12 @@
 
 pub mod addresses;
 pub mod admin;
+pub mod backlog;
 pub mod capacity;
 pub mod certificates;
 pub mod exit;
 pub mod failure;
+pub mod kernel;
 pub mod resolve;
 pub mod rotation;
 pub mod secret;
@@ -47,6 +49,7 @@ use crate::tls::resumption::bridge::Beginnings;
 use crate::tls::resumption::shared::Shared;
 use crate::tls::terms::Terms;
 use crate::worker::command::Command;
+use backlog::Backlog;
 use failure::Failure;
 use resolve::Resolver;
 use rotation::Rotation;
@@ -114,6 +117,8 @@ pub struct Plan {
     pub config: Config,
     /// TLS terms by listener.
     pub terms: Vec<Arc<Terms>>,
+    /// Connections that wait in the kernel, by listener.
+    pub backlogs: Vec<Backlog>,
     /// CPU of each worker; `None`: not pinned.
     pub cpus: Vec<Option<usize>>,
     /// Connections each worker holds.
@@ -142,7 +147,8 @@ pub fn plan(config: Config) -> Result<Plan, Failure> {
     let shape = capacity::Shape::new(&config, cpus.len());
     let connections = capacity::connections_per_worker(&config.limits, shape)
         .map_err(|problem| Failure::configuration(&problem))?;
-    Ok(Plan { config, terms, cpus, connections, open_files, rotation })
+    let backlogs = backlog::of(&config, &terms);
+    Ok(Plan { config, terms, backlogs, cpus, connections, open_files, rotation })
 }
 
 async fn serve(
@@ -152,7 +158,7 @@ async fn serve(
 ) -> Result<Ended, Failure> {
     let mut signals = Signals::install()?;
     let config = &plan.config;
-    let binds = addresses::claim(&config.listeners)?;
+    let binds = addresses::claim(&config.listeners, &plan.backlogs)?;
     let admin = match &config.admin {
         Some(admin) => Some(admin::bind(admin.bind).await?),
         None => None,
@@ -170,7 +176,7 @@ async fn serve(
         Arc::new(Shared::new(config.resumption.sessions, config.resumption.session_bytes));
     let crew = Crew {
         cpus: plan.cpus.clone(),
-        binds,
+        binds: binds.clone(),
         steering: config.workers.steering,
         connections: plan.connections,
         snapshot: Arc::new(snapshot::build(config, &plan.terms, &addresses)),
@@ -194,6 +200,7 @@ async fn serve(
     let mut control = Control {
         sessions,
         watch: Watch::new(plan.cpus.len()),
+        kernel: kernel::Watch::begin(&process, &plan.config.listeners, &binds, &supervisor),
         plan,
         process,
         supervisor,
@@ -224,6 +231,8 @@ struct Control<O> {
     /// The session cache of all workers.
     sessions: Arc<Shared>,
     watch: Watch,
+    /// What the kernel drops before a worker hears of it.
+    kernel: kernel::Watch,
     status: Rc<admin::Status>,
     observe: O,
     /// Asked to end by a signal.
@@ -264,6 +273,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
                 },
                 _ = second.tick() => {
                     self.rotate();
+                    self.kernel.look(Instant::now());
                     (self.observe)(Moment::Second, &self.process);
                 }
             }
@@ -367,6 +377,9 @@ fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) 
     }
     let cpus: Vec<String> = plan
         .cpus
+    for (listener, backlog) in plan.config.listeners.iter().zip(&plan.backlogs) {
+        tracing::info!("listener {}: the kernel queues {backlog}", listener.name);
+    }
         .iter()
         .map(|cpu| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()))
         .collect();

@@ -25,8 +25,9 @@ use crate::worker::snapshot::Snapshot;
 use super::failure::Failure;
 use super::signals;
 
-/// What a worker's thread calls when it accepts connections or has failed to start.
-pub type Ready = Box<dyn FnOnce(Result<(), StartError>) + Send>;
+/// What a worker's thread calls when it accepts connections, with its listening sockets' inodes, or
+/// when it has failed to start.
+pub type Ready = Box<dyn FnOnce(Result<Vec<u32>, StartError>) + Send>;
 
 /// What all workers start with.
 #[derive(Debug)]
@@ -57,7 +58,7 @@ pub struct End {
 }
 
 enum Event {
-    Ready(u16, Result<(), StartError>),
+    Ready(u16, Result<Vec<u32>, StartError>),
     Ended(End),
 }
 
@@ -77,6 +78,8 @@ struct Hand {
     unsent: VecDeque<Command>,
     /// `None`: ended and joined.
     thread: Option<JoinHandle<()>>,
+    /// Inodes of its listening sockets, in the order of its binds.
+    sockets: Vec<u32>,
 }
 
 /// Tells the supervisor that the thread is over, however it came to that.
@@ -132,6 +135,7 @@ impl Supervisor {
                 mailbox,
                 unsent: VecDeque::new(),
                 thread: Some(thread),
+                sockets: Vec::new(),
             });
         }
         drop(sender);
@@ -167,8 +171,11 @@ impl Supervisor {
         let mut waiting = self.workers.len();
         while waiting > 0 {
             match self.event(START_INTERVAL).await {
-                Some(Event::Ready(worker, Ok(()))) => {
+                Some(Event::Ready(worker, Ok(sockets))) => {
                     self.set_up(worker, true);
+                    if let Some(hand) = self.workers.get_mut(usize::from(worker)) {
+                        hand.sockets = sockets;
+                    }
                     waiting -= 1;
                 }
                 Some(Event::Ready(worker, Err(source))) => {
@@ -220,6 +227,11 @@ impl Supervisor {
                 None => std::future::pending().await,
             }
         }
+    }
+
+    /// Inodes of the listening sockets, by worker and in the order of the binds.
+    pub fn sockets(&self) -> impl Iterator<Item = &[u32]> {
+        self.workers.iter().map(|hand| hand.sockets.as_slice())
     }
 
     /// How many worker threads run.
@@ -309,7 +321,7 @@ pub(super) mod tests {
 
     /// A worker that serves nobody and obeys.
     pub(in crate::control) fn obedient(start: Start, ready: Ready) {
-        ready(Ok(()));
+        ready(Ok(Vec::new()));
         let mut commands = start.mailbox.commands;
         loop {
             match commands.pop() {
@@ -387,7 +399,7 @@ pub(super) mod tests {
         let awake = Arc::new(AtomicBool::new(false));
         let sleeps = Arc::clone(&awake);
         let body = move |start: Start, ready: Ready| {
-            ready(Ok(()));
+            ready(Ok(Vec::new()));
             while !sleeps.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -434,7 +446,7 @@ pub(super) mod tests {
     fn a_panicked_worker_is_told_apart() {
         let (crew, process) = crew(1);
         let body = |start: Start, ready: Ready| {
-            ready(Ok(()));
+            ready(Ok(Vec::new()));
             drop(start);
             std::panic::resume_unwind(Box::new("defect"));
         };

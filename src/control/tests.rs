@@ -26,7 +26,8 @@ pub(super) fn config(directory: &Path) -> Config {
             bind: vec!["127.0.0.1:0".parse().unwrap()],
             backend: 0,
             alpn: Vec::new(),
-            backlog: 1,
+            backlog: Some(1),
+            defer_accept: None,
             unknown_name: UnknownName::Default,
             certificates: vec![CertificateFiles {
                 chain,
@@ -126,7 +127,7 @@ fn a_run_serves_its_admin_endpoint_drains_on_sigterm_and_tells_a_lost_worker() {
         |_, _| {},
         |start, ready| {
             if start.index == 1 {
-                ready(Ok(()));
+                ready(Ok(Vec::new()));
                 drop(start);
                 std::panic::resume_unwind(Box::new("defect"));
             }
@@ -139,7 +140,7 @@ fn a_run_serves_its_admin_endpoint_drains_on_sigterm_and_tells_a_lost_worker() {
 
     // A run whose workers do not drain: the second signal ends it.
     let stubborn = |start: Start, ready: Ready| {
-        ready(Ok(()));
+        ready(Ok(Vec::new()));
         let mut commands = start.mailbox.commands;
         while !matches!(commands.pop(), Ok(Command::Stop)) {
             std::thread::sleep(Duration::from_millis(1));

@@ -20,10 +20,17 @@ pub struct Listener {
     pub backlog: u32,
     /// Its inode, as a descriptor's link in `/proc` shows it.
     pub inode: u32,
+    /// Connection attempts that the kernel has dropped here since it was made; `None`: this kernel
+    /// does not tell.
+    pub drops: Option<u32>,
 }
 
 const HEADER_BYTES: usize = 16; // struct nlmsghdr
 const REQUEST_BYTES: usize = 56; // struct inet_diag_req_v2
+const ANSWER_BYTES: usize = 72; // struct inet_diag_msg; attributes follow
+const ATTRIBUTE_HEADER_BYTES: usize = 4; // struct nlattr
+const SOCKET_MEMORY: u16 = 7; // INET_DIAG_SKMEMINFO
+const SOCKET_MEMORY_DROPS: usize = 8; // SK_MEMINFO_DROPS
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const REQUEST_DUMP: u16 = 0x301; // NLM_F_REQUEST | NLM_F_DUMP
 const DONE: u16 = 3; // NLMSG_DONE
@@ -74,7 +81,7 @@ fn request(family: u8) -> Vec<u8> {
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     bytes.extend(REQUEST_DUMP.to_ne_bytes());
     bytes.extend([0; 8]);
-    bytes.extend([family, TCP, 0, 0]);
+    bytes.extend([family, TCP, 1 << (SOCKET_MEMORY - 1), 0]);
     bytes.extend(LISTEN.to_ne_bytes());
     bytes.resize(HEADER_BYTES + REQUEST_BYTES, 0);
     bytes
@@ -104,7 +111,22 @@ fn listener(body: &[u8]) -> Option<Listener> {
         waiting: number(body, 56)?,
         backlog: number(body, 60)?,
         inode: number(body, 68)?,
+        drops: attribute(body.get(ANSWER_BYTES..)?, SOCKET_MEMORY)
+            .and_then(|memory| number(memory, SOCKET_MEMORY_DROPS * 4)),
     })
+}
+
+/// What the first attribute of a kind holds.
+fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let Some([low, high, kind @ ..]) = rest.first_chunk::<ATTRIBUTE_HEADER_BYTES>() {
+        let length = usize::from(u16::from_ne_bytes([*low, *high]));
+        let value = rest.get(ATTRIBUTE_HEADER_BYTES..length)?;
+        if u16::from_ne_bytes(*kind) == wanted {
+            return Some(value);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {
@@ -132,6 +154,36 @@ mod tests {
             let link = format!("/proc/self/fd/{}", listener.as_raw_fd());
             let link = std::fs::read_link(link).unwrap();
             assert_eq!(link.to_str().unwrap(), format!("socket:[{}]", found.inode));
+            assert_eq!(found.drops, Some(0));
         }
+    }
+
+    #[test]
+    fn what_a_full_queue_drops_is_told_of_the_socket_that_dropped_it() {
+        let listeners = [0, 100].map(|backlog| {
+            std::net::TcpListener::from(listen("127.0.0.1:0".parse().unwrap(), backlog).unwrap())
+        });
+        let [full, other] = listeners.each_ref().map(|one| one.local_addr().unwrap());
+        // One fits into a queue of none; the others' SYNs are dropped.
+        let patience = std::time::Duration::from_millis(300);
+        let attempts = [(); 3].map(|()| std::net::TcpStream::connect_timeout(&full, patience));
+        let _waits = std::net::TcpStream::connect(other).unwrap();
+        assert!(attempts.iter().any(Result::is_err), "the queue never fills up");
+        let found = super::listeners().unwrap();
+        let drops = |address| found.iter().find(|found| found.address == address).unwrap().drops;
+        assert!(drops(full) > Some(0), "{found:?}");
+        assert_eq!(drops(other), Some(0));
+    }
+
+    #[test]
+    fn attributes_are_found_and_broken_ones_are_none() {
+        let one = [8_u8, 0, 1, 0, 9, 9, 9, 9];
+        let two = [6_u8, 0, 7, 0, 5, 6, 0, 0];
+        let both = [one, two].concat();
+        assert_eq!(attribute(&both, 7), Some(&[5, 6][..]));
+        assert_eq!(attribute(&both, 8), None);
+        assert_eq!(attribute(&[3, 0, 7, 0], 7), None);
+        assert_eq!(attribute(&[200, 0, 7, 0, 1], 7), None);
+        assert_eq!(attribute(&[0, 0], 7), None);
     }
 }

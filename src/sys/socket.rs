@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use crate::limits::NOT_SENT_BYTES;
 
@@ -72,6 +73,30 @@ fn bound_unsent(listener: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets the kernel keep a client to itself until it has said something, for about so long, in whole
+/// seconds (`TCP_DEFER_ACCEPT`, tcp(7)).
+pub fn defer_accept(listener: &OwnedFd, longest: Duration) -> io::Result<()> {
+    let seconds = libc::c_int::try_from(longest.as_secs()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option's value is a local of the length given, and only read.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            INT_BYTES,
+        )
+    };
+    nix::errno::Errno::result(result)?;
+    Ok(())
+}
+
+/// A socket's inode: what the kernel calls it where it tells of all sockets (`sock_diag`).
+pub fn inode(socket: &OwnedFd) -> io::Result<u32> {
+    let inode = nix::sys::stat::fstat(socket)?.st_ino;
+    u32::try_from(inode).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 /// Lets a listening socket have the connections whose first packet this CPU takes in
 /// (`SO_INCOMING_CPU`, socket(7)); of several sockets of an address, the one of that CPU. A CPU
 /// without one leaves the choice to the hash.
@@ -120,7 +145,6 @@ pub(super) fn local_address(socket: &OwnedFd) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
-    use std::time::Duration;
 
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
     use nix::sys::socket::getsockopt;
@@ -199,6 +223,23 @@ mod tests {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let error = listen(other.local_addr().unwrap(), 128).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_deferred_client_is_there_when_it_has_said_something() {
+        use std::io::Write as _;
+        let socket = listen(local("127.0.0.1:0"), 16).unwrap();
+        defer_accept(&socket, Duration::from_secs(5)).unwrap();
+        let listener = TcpListener::from(socket);
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let nobody = listener.accept().unwrap_err();
+        assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
+        client.write_all(b"a word").unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while listener.accept().is_err() {
+            assert!(std::time::Instant::now() < deadline, "it is never accepted");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

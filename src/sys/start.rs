@@ -75,11 +75,12 @@ pub enum StartError {
 }
 
 /// Runs a worker on the calling thread until it has ended. `ready` is called once, when it accepts
-/// connections or has failed to start.
-pub fn run(start: Start, ready: impl FnOnce(Result<(), StartError>)) {
+/// connections, with its listening sockets' inodes in the order of its binds, or when it has failed
+/// to start.
+pub fn run(start: Start, ready: impl FnOnce(Result<Vec<u32>, StartError>)) {
     match prepare(start) {
-        Ok(mut worker) => {
-            ready(Ok(()));
+        Ok((mut worker, inodes)) => {
+            ready(Ok(inodes));
             while worker.turn() == Progress::Running {}
         }
         Err(error) => ready(Err(error)),
@@ -132,21 +133,23 @@ fn is_no_memory_for_a_ring(error: &StartError) -> bool {
     }
 }
 
-fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
+fn prepare(start: Start) -> Result<(Worker<Ring>, Vec<u32>), StartError> {
     pin(start.cpu)?;
     own_descriptor_table(start.mailbox.wake_fd())?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());
     let steered_to = start.cpu.filter(|_| start.steering == Steering::IncomingCpu);
     let ring = || {
-        Ring::new(table, listen(&start.binds, steered_to)?, Arc::clone(&wake))
+        let (listeners, inodes) = listen(&start.binds, steered_to)?;
+        Ring::new(table, listeners, Arc::clone(&wake))
+            .map(|ring| (ring, inodes))
             .map_err(|(step, source)| StartError::Ring { step, source })
     };
-    let mut ring = patiently(ring, is_no_memory_for_a_ring)?;
+    let (mut ring, inodes) = patiently(ring, is_no_memory_for_a_ring)?;
     if let Some(cpu) = start.cpu {
         ring.sample_cpus(cpu, Arc::clone(&start.counters));
     }
-    Ok(Worker::new(
+    let worker = Worker::new(
         ring,
         Setup {
             index: start.index,
@@ -158,15 +161,22 @@ fn prepare(start: Start) -> Result<Worker<Ring>, StartError> {
             records: start.records,
             commands,
         },
-    ))
+    );
+    Ok((worker, inodes))
 }
 
-fn listen(binds: &[Bind], steered_to: Option<usize>) -> Result<Vec<OwnedFd>, StartError> {
+/// The listening sockets with their inodes.
+fn listen(
+    binds: &[Bind],
+    steered_to: Option<usize>,
+) -> Result<(Vec<OwnedFd>, Vec<u32>), StartError> {
     let listen = |bind: &Bind| {
         socket::listen(bind.address, bind.backlog)
             .and_then(|listener| {
                 steered_to.map_or(Ok(()), |cpu| socket::steer(&listener, cpu))?;
-                Ok(listener)
+                bind.defer_accept.map_or(Ok(()), |time| socket::defer_accept(&listener, time))?;
+                let inode = socket::inode(&listener)?;
+                Ok((listener, inode))
             })
             .map_err(|source| StartError::Listen { address: bind.address, source })
     };

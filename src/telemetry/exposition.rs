@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit as EncodedUnit};
 
 use super::counters::{ByLabel, Counter, Counters};
 use super::histogram::{BOUNDS_NANOS, Histogram};
+use super::kernel::{Kernel, Socket};
 use super::labels::{
     CloseReason, Group, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
     ResumptionKind, ResumptionResult, Span, State, Suite, Version,
@@ -50,6 +51,8 @@ pub struct Process {
     started: SystemTime,
     /// By worker's number.
     pub workers: Vec<Observed>,
+    /// What the kernel counts; the control thread asks it.
+    pub kernel: Kernel,
     /// Gauge: sessions in the cache of all workers; the control thread sets it.
     pub shared_sessions: Counter,
     /// Gauge: bytes of these; the control thread sets it.
@@ -70,6 +73,7 @@ impl Process {
         Self {
             started,
             workers: std::iter::repeat_with(observed).take(workers).collect(),
+            kernel: Kernel::default(),
             shared_sessions: Counter::default(),
             shared_bytes: Counter::default(),
             ticket_epoch: Counter::default(),
@@ -101,6 +105,7 @@ impl Collector for Process {
         let mut page = Page { encoder: &mut encoder, workers: &self.workers };
         self.encode_process(&mut page)?;
         encode_connections(&mut page)?;
+        self.encode_kernel(&mut page)?;
         self.encode_resumption(&mut page)?;
         encode_loop(&mut page)?;
         self.encode_access_log(&mut page)
@@ -117,6 +122,16 @@ impl Process {
             family
                 .encode_family(&[("worker", index.to_string().as_str())])?
                 .encode_gauge(&u64::from(worker.is_up()))?;
+        }
+        Ok(())
+    }
+
+    fn encode_kernel(&self, page: &mut Page<'_, '_>) -> fmt::Result {
+        page.sockets(&names::ACCEPT_QUEUE, &self.kernel, |socket| &socket.waiting)?;
+        page.sockets(&names::BACKLOG, &self.kernel, |socket| &socket.backlog)?;
+        page.sockets(&names::DROPS, &self.kernel, |socket| &socket.drops)?;
+        for (metric, count) in self.kernel.counts() {
+            page.family(metric)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         Ok(())
     }
@@ -275,6 +290,29 @@ impl Page<'_, '_> {
             }
             Ok(())
         })
+    }
+
+    fn sockets(
+        &mut self,
+        metric: &Metric,
+        kernel: &Kernel,
+        value: impl Fn(&Socket) -> &Counter,
+    ) -> fmt::Result {
+        let mut family = self.family(metric)?;
+        for socket in kernel.sockets() {
+            let (worker, address) = (socket.worker.to_string(), socket.address.to_string());
+            let labels = [
+                ("worker", worker.as_str()),
+                ("listener", socket.listener.as_str()),
+                ("address", address.as_str()),
+            ];
+            let (mut one, value) = (family.encode_family(&labels)?, value(socket).get());
+            match metric.kind {
+                Kind::Counter => one.encode_counter::<NoLabelSet, _, u64>(&value, None)?,
+                _ => one.encode_gauge(&value)?,
+            }
+        }
+        Ok(())
     }
 
     fn resumptions(&mut self, metric: &Metric) -> fmt::Result {

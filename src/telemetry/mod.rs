@@ -5,6 +5,7 @@ pub mod calendar;
 pub mod counters;
 pub mod exposition;
 pub mod histogram;
+pub mod kernel;
 pub mod labels;
 pub mod log;
 pub mod names;

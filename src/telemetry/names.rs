@@ -140,6 +140,26 @@ metrics! {
         "How often a limit had an effect; the log says which key to change";
     ACCEPT_PAUSED: "accept_paused" Gauge Count ["worker"]
         "1 while the worker accepts no connection because a limit is reached";
+    ACCEPT_QUEUE: "listener_accept_queue" Gauge Count ["worker", "listener", "address"]
+        "Connections that wait in the kernel until the worker accepts them";
+    BACKLOG: "listener_backlog" Gauge Count ["worker", "listener", "address"]
+        "Connections that may wait there; 0 when the socket is closed";
+    DROPS: "listener_drops_total" Counter Count ["worker", "listener", "address"]
+        "Connection attempts that the kernel dropped at this very socket, as its queue was full";
+    KERNEL_LISTEN_OVERFLOWS: "kernel_listen_overflows_total" Counter Count []
+        "Connection attempts that met a full accept queue; of the whole network namespace";
+    KERNEL_LISTEN_DROPS: "kernel_listen_drops_total" Counter Count []
+        "Connection attempts dropped at a listening socket; of the whole network namespace";
+    KERNEL_SYN_COOKIES_SENT: "kernel_syn_cookies_sent_total" Counter Count []
+        "SYN cookies sent; of the whole network namespace";
+    KERNEL_SYN_COOKIES_RECEIVED: "kernel_syn_cookies_received_total" Counter Count []
+        "SYN cookies that came back and were good; of the whole network namespace";
+    KERNEL_SYN_COOKIES_FAILED: "kernel_syn_cookies_failed_total" Counter Count []
+        "Packets that brought a wrong SYN cookie, or none; of the whole network namespace";
+    KERNEL_REQUEST_QUEUE_COOKIES: "kernel_request_queue_full_cookies_total" Counter Count []
+        "SYNs that met a full SYN queue and got a cookie; of the whole network namespace";
+    KERNEL_REQUEST_QUEUE_DROPS: "kernel_request_queue_full_drops_total" Counter Count []
+        "SYNs that met a full SYN queue and were dropped; of the whole network namespace";
     STAGES: "stage_duration_seconds" Histogram Seconds ["worker", "stage"]
         "Time that ended parts of connections' journeys took; total is from accept to close";
     TURNS: "loop_turns_total" Counter Count ["worker"]

@@ -11,7 +11,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 
 use crate::config::UnknownName;
 use crate::limits::SERVER_NAME_BYTES_MAX;
-use crate::telemetry::labels::KeyType;
+use crate::telemetry::labels::{KeyType, Label as _};
 
 /// A certificate and the names to serve it for.
 #[derive(Debug, Clone)]
@@ -101,6 +101,15 @@ impl Resolver {
             }
         }
         Ok(resolver)
+    }
+
+    /// The types of all keys, each once.
+    pub fn key_types(&self) -> Vec<KeyType> {
+        let named = self.exact.values().chain(self.wildcard.values()).chain(&self.default);
+        let mut types: Vec<KeyType> = named.flatten().map(|choice| choice.key).collect();
+        types.sort_unstable_by_key(|key| key.index());
+        types.dedup();
+        types
     }
 
     /// Whether a client that asks for this name (or for none) is served.

@@ -11,6 +11,7 @@ use super::resolver::{NameTwice, NamedCertificate, Resolver};
 use super::resumption::bridge::Bridge;
 use super::session;
 use crate::config::{Listener, RecordLayer, Resumption, ResumptionMode, Tls, TlsVersion};
+use crate::telemetry::labels::KeyType;
 
 /// What one listener offers to its clients.
 #[derive(Debug)]
@@ -104,6 +105,11 @@ impl Terms {
         self.resolver.as_ref().is_none_or(|resolver| resolver.recognizes(server_name))
     }
 
+    /// The types of the keys that handshakes may sign with; none where nobody told us.
+    pub fn key_types(&self) -> Vec<KeyType> {
+        self.resolver.as_ref().map(|resolver| resolver.key_types()).unwrap_or_default()
+    }
+
     /// For each new session.
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.config
@@ -134,7 +140,8 @@ mod tests {
             bind: Vec::new(),
             backend: 0,
             alpn: alpn.iter().map(ToString::to_string).collect(),
-            backlog: 1,
+            backlog: None,
+            defer_accept: None,
             unknown_name,
             certificates: Vec::new(),
             client_auth: None,

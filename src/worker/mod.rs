@@ -43,6 +43,8 @@ pub struct Bind {
     pub address: SocketAddr,
     /// Backlog, in connections.
     pub backlog: u32,
+    /// How long the kernel keeps a client that has said nothing to itself; `None`: not at all.
+    pub defer_accept: Option<Duration>,
 }
 
 /// What a worker is given at its start.

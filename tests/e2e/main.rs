@@ -20,6 +20,7 @@ mod content;
 mod handshake;
 mod http;
 mod idle;
+mod kernel;
 mod limits;
 mod load;
 mod observability;

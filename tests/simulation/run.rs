@@ -203,6 +203,7 @@ impl Setting {
             records: Some(records),
             commands,
         };
+            defer_accept: None,
         let mut worker = Worker::new(io, setup);
         while worker.turn() == Progress::Running {
             worker.check_invariants();

@@ -49,6 +49,7 @@ fn good_configuration_is_shown_and_exits_with_zero() {
         "2060-01-01",
         "TLS_AES_128_GCM_SHA256",
         "X25519MLKEM768",
+        "5000 full handshakes a second",
         "pinned to CPU",
         "RLIMIT_NOFILE",
     ] {

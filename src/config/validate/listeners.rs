@@ -2,14 +2,19 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::{Binds, address, choice, label, list, number};
+use super::{Binds, address, auto_or_integer, choice, label, list, off_or_timeout};
 use crate::config::raw::{Reader, Table, quoted};
 use crate::config::{
     Backend, CertificateFiles, ClientAuth, ClientAuthMode, Listener, NamedFile, Position,
-    UnknownName, defaults, server_name,
+    UnknownName, server_name,
 };
+
+/// `defer_accept`: the kernel counts it in repetitions of its SYN-ACK, the first after a second.
+const DEFER_ACCEPT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
 
 pub(super) fn listeners<'d>(
     reader: &mut Reader<'d>,
@@ -24,8 +29,8 @@ pub(super) fn listeners<'d>(
         let bind = addresses(reader, &mut table, binds);
         let backend = backend_of(reader, &mut table, backends);
         let alpn = alpn(reader, &mut table);
-        let backlog = number(reader, &mut table, "backlog", &(1..=65_535))
-            .unwrap_or(defaults::BACKLOG_CONNECTIONS);
+        let backlog = auto_or_integer(reader, &mut table, "backlog", &(1..=65_535));
+        let defer_accept = off_or_timeout(reader, &mut table, "defer_accept", &DEFER_ACCEPT);
         let choices = [("default", UnknownName::Default), ("refuse", UnknownName::Refuse)];
         let unknown_name = choice(reader, &mut table, "unknown_name", &choices);
         let certificates = certificates(reader, &mut table);
@@ -38,6 +43,7 @@ pub(super) fn listeners<'d>(
                 backend,
                 alpn,
                 backlog,
+                defer_accept,
                 unknown_name: unknown_name.unwrap_or(UnknownName::Default),
                 certificates,
                 client_auth,

@@ -44,7 +44,7 @@ fn smallest_file_gets_every_default() {
     assert_eq!(config.workers, Workers { count: None, cpus: None, steering: Steering::Hash });
     let listener = &config.listeners[0];
     assert_eq!(listener.bind.len(), 2);
-    assert_eq!((listener.backend, listener.backlog), (0, 4096));
+    assert_eq!((listener.backend, listener.backlog, listener.defer_accept), (0, None, None));
     assert_eq!(listener.unknown_name, UnknownName::Default);
     assert!(listener.alpn.is_empty());
     assert!(listener.client_auth.is_none());
@@ -271,7 +271,7 @@ fn every_key_is_read() {
         SMALLEST.replace("name = \"app\"", "name = \"app\"\nconnect = \"on_first_byte\"").replace(
             "backend = \"app\"",
             "backend = \"app\"\nalpn = [\"h2\"]\n\
-             backlog = 7\nunknown_name = \"refuse\"",
+             backlog = 7\ndefer_accept = \"5s\"\nunknown_name = \"refuse\"",
         ) + "[workers]\ncount = 2\ncpus = \"2-3\"\n\
         [tls]\nversions = [\"1.3\"]\ncipher_suites = [\"TLS_AES_256_GCM_SHA384\"]\n\
         groups = [\"P-256\"]\nrecord_layer = \"rustls\"\n\
@@ -286,7 +286,8 @@ fn every_key_is_read() {
         Workers { count: Some(2), cpus: Some(vec![2, 3]), steering: Steering::Hash }
     );
     let listener = &config.listeners[0];
-    assert_eq!((listener.backlog, listener.unknown_name), (7, UnknownName::Refuse));
+    assert_eq!((listener.backlog, listener.unknown_name), (Some(7), UnknownName::Refuse));
+    assert_eq!(listener.defer_accept, Some(Duration::from_secs(5)));
     assert_eq!(listener.alpn, ["h2"]);
     assert_eq!(config.backends[0].connect, Connect::OnFirstByte);
     assert_eq!(
@@ -340,7 +341,7 @@ fn example_file_shows_the_defaults() {
     for config in [&as_is, &all] {
         assert_eq!(config.backends[0].connect, Connect::Eager);
         let listener = &config.listeners[0];
-        assert_eq!(listener.backlog, defaults::BACKLOG_CONNECTIONS);
+        assert_eq!((listener.backlog, listener.defer_accept), (None, None));
         assert_eq!(listener.unknown_name, UnknownName::Default);
         assert!(listener.alpn.is_empty());
     }
@@ -371,6 +372,7 @@ fn example_file_documents_every_key() {
         "ca",
         "crl",
         "address",
+        "defer_accept",
         "send_proxy_protocol",
         "versions",
         "cipher_suites",
@@ -388,5 +390,18 @@ fn example_file_documents_every_key() {
         "level",
     ] {
         assert!(has(key), "{key}");
+    }
+}
+
+#[test]
+fn keys_of_the_kernels_queue_name_what_they_accept() {
+    let listener = |line: &str| report("backend = \"app\"", &format!("backend = \"app\"\n{line}"));
+    for line in ["backlog = 0", "backlog = \"most\"", "backlog = 65536"] {
+        assert!(listener(line).contains("\"auto\" or a number from 1 to 65535"), "{line}");
+    }
+    for line in ["defer_accept = \"0s\"", "defer_accept = \"on\"", "defer_accept = \"2m\""] {
+        let report = listener(line);
+        assert!(report.contains("listener[0].defer_accept"), "{report}");
+        assert!(report.contains("expected \"off\", or \"1s\" to \"1m\""), "{report}");
     }
 }

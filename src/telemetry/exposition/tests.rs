@@ -47,7 +47,10 @@ fn labels_of<L: Label>() -> HashSet<String> {
 }
 
 fn process() -> Arc<Process> {
-    Arc::new(Process::new(2, UNIX_EPOCH + Duration::from_secs(1_700_000_000)))
+    let process = Process::new(2, UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    let address = ([192, 0, 2, 1], 443).into();
+    process.kernel.set_sockets(vec![Socket::new("https".to_owned(), 1, address, 7)]);
+    Arc::new(process)
 }
 
 fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
@@ -97,6 +100,8 @@ fn label_values_come_from_the_closed_sets_and_all_of_them_are_there() {
         ("kind", labels_of::<ResumptionKind>()),
         ("result", labels_of::<ResumptionResult>()),
         ("worker", HashSet::from(["0".to_owned(), "1".to_owned()])),
+        ("listener", HashSet::from(["https".to_owned()])),
+        ("address", HashSet::from(["192.0.2.1:443".to_owned()])),
     ]);
     let mut seen: HashMap<String, HashSet<String>> = HashMap::new();
     for (name, labels, _) in parse(&process().render()) {
@@ -127,6 +132,11 @@ fn a_scrape_shows_what_the_worker_counted() {
     counters.span(Span::Handshake).observe(Duration::from_secs(1000));
     process.workers[1].set_up(true);
     process.records_written.add(5);
+    let socket = &process.kernel.sockets()[0];
+    socket.waiting.set(3);
+    socket.backlog.set(4096);
+    socket.drops.set(12);
+    process.kernel.read_netstat("TcpExt: ListenDrops\nTcpExt: 34\n");
 
     let samples = parse(&process.render());
     let worker = ("worker", "1");
@@ -141,6 +151,11 @@ fn a_scrape_shows_what_the_worker_counted() {
     shows("portcullis_loop_completions_per_turn", &[worker], 2.5);
     shows("portcullis_loop_busy_seconds_total", &[worker], 1.5);
     shows("portcullis_worker_up", &[worker], 1.0);
+    let socket = [worker, ("listener", "https"), ("address", "192.0.2.1:443")];
+    shows("portcullis_listener_accept_queue", &socket, 3.0);
+    shows("portcullis_listener_backlog", &socket, 4096.0);
+    shows("portcullis_listener_drops_total", &socket, 12.0);
+    shows("portcullis_kernel_listen_drops_total", &[], 34.0);
     shows("portcullis_access_log_records_written_total", &[], 5.0);
     shows("portcullis_process_start_time_seconds", &[], 1_700_000_000.0);
     let stage = ("stage", "handshake");

@@ -266,7 +266,9 @@ fn check_and_run_warn_of_what_would_stop_the_configured_connections() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.set("net.ipv4.ip_local_port_range", "50000 50099");
     namespace.set("net.core.somaxconn", "100");
-    let setup = Setup::new(Backend::echo()).tables("[limits]\nconnections_per_worker = 500\n");
+    let setup = Setup::new(Backend::echo())
+        .listener("backlog = 4096")
+        .tables("[limits]\nconnections_per_worker = 500\n");
     let config = setup.write();
     let output =
         run(namespace.command(BINARY).arg("check").arg("--config").arg(&config), b"", LIMIT);
