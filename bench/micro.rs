@@ -195,8 +195,10 @@ fn dispatch(criterion: &mut Criterion, identity: &Identity) -> Result<()> {
             rest: timeout,
             half_closed: timeout,
             drain: timeout,
+            ..Timeouts::default()
         },
         client_hello_bytes: 16 * 1024,
+        min_rate: 0,
     };
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 443));
     // Nobody sends commands.

@@ -44,6 +44,11 @@ pub const WARNING_ALERTS_MAX: u8 = 4;
 /// section 7.2.2); who insists is closed.
 pub const RENEGOTIATIONS_REFUSED_MAX: u8 = 1;
 
+/// Records that a `ClientHello` may come in. Clients send it in one, and those that cut it to get
+/// past a filter in two to eight; the longest allowed is 33 of the shortest that a client can set
+/// (512 bytes, RFC 6066 section 4). The headers of all are walked each time that bytes come.
+pub const CLIENT_HELLO_RECORDS_MAX: u32 = 64;
+
 /// Bytes that one receive can deliver, at most: one buffer of the provided-buffer ring. Two full
 /// records and their headers fit.
 pub const RECEIVE_BUFFER_BYTES: usize = 2 * RECORD_PAYLOAD_BYTES_MAX + 256;
@@ -74,8 +79,9 @@ pub const PARTIAL_BYTES_MAX: usize = 5 + RECORD_PAYLOAD_BYTES_MAX + 2048;
 /// Bytes kept of an incomplete message during the handshake, records' headers included.
 pub const PARTIAL_HANDSHAKE_BYTES_MAX: usize = 72 * 1024;
 
-/// Bytes that a client's socket holds in the kernel before they are sent, beyond which it takes no
-/// more (`TCP_NOTSENT_LOWAT`, tcp(7)): a reader that stalls costs that instead of 4 MB.
+/// Bytes that a socket holds in the kernel before they are sent, beyond which it takes no more
+/// (`TCP_NOTSENT_LOWAT`, tcp(7)): a reader that stalls costs that instead of 4 MB. Servers' sockets
+/// have it where the ring can set options.
 pub const NOT_SENT_BYTES: u32 = 128 * 1024;
 
 /// Without being needed for this long, buffers of a burst go back to the allocator or the kernel.

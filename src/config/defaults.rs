@@ -45,6 +45,10 @@ pub const SESSION_BYTES: usize = 32 << 20;
 /// Encrypted Client Hello has 2 to 3 KB; 16 KiB is one full record.
 pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
 
+/// `limits.min_rate`, bytes a second. Slower than any link that people use, GPRS with its 2 to 5
+/// KiB included; common web servers ask for 240 to 500.
+pub const MIN_RATE: u32 = 1024;
+
 /// `handshake.budget_us`. About one full handshake: what an established connection may have to
 /// wait for, besides what it waits for anyway.
 pub const HANDSHAKE_BUDGET: Duration = Duration::from_micros(100);
@@ -61,6 +65,10 @@ pub const HANDSHAKES_PENDING: u32 = 2048;
 /// fit; who needs longer is most likely a slowloris.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// `timeouts.client_hello`. It is one or two segments, sent at once: a lost one comes again after 1
+/// s, and once more after 3 s.
+pub const CLIENT_HELLO: Duration = Duration::from_secs(5);
+
 /// `timeouts.connect`, each try. In a data centre a connect takes under 1 ms; 5 s lets two lost
 /// SYNs be sent again (after 1 s and 3 s).
 pub const CONNECT: Duration = Duration::from_secs(5);
@@ -75,6 +83,11 @@ pub const IDLE: Duration = Duration::from_secs(5 * 60);
 /// at any time; long against a round trip and an answer, so that a conversation is not interrupted
 /// by what going to rest and back costs, a few microseconds.
 pub const REST: Duration = Duration::from_secs(1);
+
+/// `timeouts.stalled`. What common web servers give a client between two reads; and we see a socket
+/// take bytes in steps of 64 KiB (half of [`crate::limits::NOT_SENT_BYTES`]), which is what
+/// [`MIN_RATE`] comes to in that time.
+pub const STALLED: Duration = Duration::from_secs(60);
 
 /// `timeouts.half_closed`. After one side has ended, an answer still being computed may take a
 /// while, but a peer that is gone must not hold two descriptors for the whole of `idle`.

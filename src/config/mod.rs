@@ -392,6 +392,19 @@ pub struct Limits {
     pub connections_per_worker: Option<u32>,
     /// `client_hello_bytes`: the most a client may send before its `ClientHello` is complete.
     pub client_hello_bytes: usize,
+    /// `min_rate`: bytes a second that a peer must take of what waits for it, on average over
+    /// `timeouts.stalled`; 0: none.
+    pub min_rate: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_per_worker: None,
+            client_hello_bytes: defaults::CLIENT_HELLO_BYTES,
+            min_rate: defaults::MIN_RATE,
+        }
+    }
 }
 
 /// `[handshake]`: how the worker's time is shared out to handshakes.
@@ -421,6 +434,8 @@ impl Default for Handshake {
 pub struct Timeouts {
     /// `handshake`: from accept to the client's Finished.
     pub handshake: Duration,
+    /// `client_hello`: from the client's first byte to the last of its `ClientHello`.
+    pub client_hello: Duration,
     /// `connect`: for each try to connect to a server.
     pub connect: Duration,
     /// `idle`: without a byte in either direction.
@@ -429,8 +444,26 @@ pub struct Timeouts {
     pub rest: Duration,
     /// `half_closed`: after one side ended and the other sends nothing more.
     pub half_closed: Duration,
+    /// `stalled`: while bytes wait for a peer that takes fewer than `limits.min_rate`, or a record
+    /// of the client's is incomplete.
+    pub stalled: Duration,
     /// `drain`: from SIGTERM to the end of the last connection.
     pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            handshake: defaults::HANDSHAKE,
+            client_hello: defaults::CLIENT_HELLO,
+            connect: defaults::CONNECT,
+            idle: defaults::IDLE,
+            rest: defaults::REST,
+            half_closed: defaults::HALF_CLOSED,
+            stalled: defaults::STALLED,
+            drain: defaults::DRAIN,
+        }
+    }
 }
 
 /// `[admin]`.

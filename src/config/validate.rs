@@ -334,8 +334,15 @@ fn limits<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Limits {
     let client_hello_bytes =
         size(reader, &mut table, "client_hello_bytes", &CLIENT_HELLO_BYTES, accepted)
             .unwrap_or(defaults::CLIENT_HELLO_BYTES);
+    let accepted = "\"0B\" (none) to \"1MiB\" a second";
+    let min_rate = size(reader, &mut table, "min_rate", &(0..=1 << 20), accepted);
+    let min_rate = min_rate.and_then(|rate| u32::try_from(rate).ok());
     table.finish(reader);
-    Limits { connections_per_worker: connections, client_hello_bytes }
+    Limits {
+        connections_per_worker: connections,
+        client_hello_bytes,
+        min_rate: min_rate.unwrap_or(defaults::MIN_RATE),
+    }
 }
 
 fn size<'d>(
@@ -373,10 +380,12 @@ fn timeouts<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Timeouts {
     let mut get = |key, default, range| timeout(reader, &mut table, key, &range).unwrap_or(default);
     let timeouts = Timeouts {
         handshake: get("handshake", defaults::HANDSHAKE, SHORTEST..=5 * MINUTE),
+        client_hello: get("client_hello", defaults::CLIENT_HELLO, SHORTEST..=5 * MINUTE),
         connect: get("connect", defaults::CONNECT, SHORTEST..=5 * MINUTE),
         idle: get("idle", defaults::IDLE, SHORTEST..=7 * DAY),
         rest: get("rest", defaults::REST, SHORTEST..=7 * DAY),
         half_closed: get("half_closed", defaults::HALF_CLOSED, SHORTEST..=7 * DAY),
+        stalled: get("stalled", defaults::STALLED, SHORTEST..=7 * DAY),
         drain: get("drain", defaults::DRAIN, Duration::ZERO..=7 * DAY),
     };
     table.finish(reader);
@@ -403,15 +412,6 @@ fn timeout<'d>(
     None
 }
 
-fn admin<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>, binds: &mut Binds) -> Option<Admin> {
-    let mut table = root.table(reader, "admin");
-    if !table.is_present() {
-        return None;
-    }
-    table.require(reader, "bind", "an address \"ip:port\", such as \"127.0.0.1:9443\"");
-    let item = table.string(reader, "bind", "an address \"ip:port\"");
-    let bind = item.and_then(|item| address(reader, &item, binds));
-    table.finish(reader);
 /// A [`timeout`] that may be `"off"`, which is what it is by default.
 fn off_or_timeout<'d>(
     reader: &mut Reader<'d>,
@@ -432,6 +432,15 @@ fn off_or_timeout<'d>(
     duration
 }
 
+fn admin<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>, binds: &mut Binds) -> Option<Admin> {
+    let mut table = root.table(reader, "admin");
+    if !table.is_present() {
+        return None;
+    }
+    table.require(reader, "bind", "an address \"ip:port\", such as \"127.0.0.1:9443\"");
+    let item = table.string(reader, "bind", "an address \"ip:port\"");
+    let bind = item.and_then(|item| address(reader, &item, binds));
+    table.finish(reader);
     bind.map(|bind| Admin { bind })
 }
 

@@ -1,11 +1,12 @@
 //! Stage 1 of 5: accept. A client has connected; its `ClientHello` is not complete.
 //!
 //! A client that sends it byte by byte, or never, costs a slot, at most
-//! `limits.client_hello_bytes` of memory, and no cryptography.
+//! `limits.client_hello_bytes` of memory, and no cryptography. It has `timeouts.handshake` for its
+//! first byte, as for everything up to its Finished, and from there `timeouts.client_hello`.
 
-use crate::io::Side;
+use crate::io::{Side, Time};
 use crate::telemetry::labels::{HandshakeOutcome, HandshakeQueue, Limit, Span};
-use crate::tls::hello::{self, ClientTraits, Peek, TLS12};
+use crate::tls::hello::{self, ClientTraits, Fault, Peek, TLS12};
 use crate::tls::resumption;
 use crate::tls::resumption::bridge::Attempt;
 
@@ -33,7 +34,7 @@ pub struct Accept {
 
 impl Accept {
     pub(super) fn begin(common: &mut Common, cx: &mut Context<'_>) -> Self {
-        common.set_deadline(common.snapshot.timeouts.handshake, cx);
+        common.set_deadline_at(handshake_ends_at(common));
         common.receive(Side::Client, cx);
         Self::default()
     }
@@ -50,7 +51,15 @@ impl Accept {
             Event::ReceiveFailed(_) | Event::SendFailed(_) => {
                 fail(HandshakeOutcome::ClientReset, None, common, cx)
             }
-            Event::Deadline => fail(HandshakeOutcome::Timeout, None, common, cx),
+            Event::Deadline => {
+                let over = cx.now >= handshake_ends_at(common);
+                let outcome = if over {
+                    HandshakeOutcome::Timeout
+                } else {
+                    HandshakeOutcome::ClientHelloTimeout
+                };
+                fail(outcome, None, common, cx)
+            }
             Event::Sent(_)
             | Event::Connected(_)
             | Event::Closed(_)
@@ -74,7 +83,13 @@ impl Accept {
         };
         match judge(bytes, common.snapshot.client_hello_bytes) {
             Verdict::Wait => {
-                let received = if is_first { bytes.to_vec() } else { received };
+                let received = if is_first {
+                    let ends_at = cx.now + common.snapshot.timeouts.client_hello;
+                    common.set_deadline_at(ends_at.min(handshake_ends_at(common)));
+                    bytes.to_vec()
+                } else {
+                    received
+                };
                 common.receive(Side::Client, cx);
                 Stage::Accept(Self { received })
             }
@@ -83,8 +98,13 @@ impl Accept {
                 welcome(greeting, hello, common, cx)
             }
             Verdict::Refuse(outcome, alert) => {
-                if outcome == HandshakeOutcome::ClientHelloTooLarge {
-                    cx.counters.limits.of(Limit::ClientHelloBytes).add(1);
+                let limit = match outcome {
+                    HandshakeOutcome::ClientHelloTooLarge => Some(Limit::ClientHelloBytes),
+                    HandshakeOutcome::ClientHelloTooManyRecords => Some(Limit::ClientHelloRecords),
+                    _ => None,
+                };
+                if let Some(limit) = limit {
+                    cx.counters.limits.of(limit).add(1);
                 }
                 fail(outcome, alert, common, cx)
             }
@@ -123,12 +143,24 @@ fn judge(bytes: &[u8], bytes_max: usize) -> Verdict {
         // An alert would be noise to a client that does not speak TLS.
         Peek::PlainHttp => Verdict::Refuse(HandshakeOutcome::PlainHttp, None),
         Peek::NotTls => Verdict::Refuse(HandshakeOutcome::NotTls, None),
-        Peek::Malformed(fault) => Verdict::Refuse(HandshakeOutcome::BadRecord, Some(fault.alert())),
+        Peek::Malformed(fault) => {
+            let outcome = match fault {
+                Fault::TooManyRecords => HandshakeOutcome::ClientHelloTooManyRecords,
+                _ => HandshakeOutcome::BadRecord,
+            };
+            Verdict::Refuse(outcome, Some(fault.alert()))
+        }
     }
+}
+
+/// When the client's Finished must be there.
+fn handshake_ends_at(common: &Common) -> Time {
+    common.story.accepted_at() + common.snapshot.timeouts.handshake
 }
 
 /// A whole `ClientHello`: look its name up and ask for the handshake's first step.
 fn welcome(greeting: Greeting, hello: Vec<u8>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    common.set_deadline_at(handshake_ends_at(common));
     common.story.server_name = greeting.server_name;
     common.story.mark(Span::ClientHello, cx);
     let Some(terms) = common.terms() else {

@@ -18,6 +18,7 @@ use crate::worker::snapshot::Local;
 
 use super::context::Context;
 use super::in_flight::{self, InFlight};
+use super::pace;
 use super::story::Story;
 use super::{Delivery, Event};
 use crate::io::queue::Queue;
@@ -57,6 +58,8 @@ pub struct Common {
     /// What has been cancelled and not come back yet.
     cancelled: InFlight,
     resting: bool,
+    /// When it is next looked at whether the peers take what waits for them (`pace.rs`).
+    pub(super) judged_at: Time,
     deadline: Time,
     /// The earliest time at which the worker's wheel will call, if it holds us.
     timer_at: Option<Time>,
@@ -84,6 +87,7 @@ impl Common {
             in_flight: InFlight::default(),
             cancelled: InFlight::default(),
             resting: false,
+            judged_at: pace::NEVER,
             deadline: now,
             timer_at: None,
             timer_wanted: false,
@@ -180,20 +184,23 @@ impl Common {
         }
     }
 
-    /// Sets the deadline to when it is to rest, or to `ends_at` if that is earlier.
+    /// Sets the deadline to when it is to rest, or to `ends_at` or `judge` if one of them
+    /// comes earlier.
     pub fn set_deadline_to_rest(&mut self, ends_at: Time, cx: &Context<'_>) {
+        self.watch(cx);
         let rests_at = cx.now + self.snapshot.timeouts.rest;
-        self.set_deadline_at(rests_at.min(ends_at));
+        self.set_deadline_at(rests_at.min(ends_at).min(self.judged_at));
     }
 
     /// Lets it rest, unless bytes wait that a peer does not take: when it takes one, this comes
-    /// again. The deadline is `ends_at` from now on.
+    /// again. The deadline is `ends_at` from now on, or `judge`.
     pub fn rest_until(&mut self, ends_at: Time, cx: &mut Context<'_>) {
         if self.inbound.is_empty() && self.outbound.is_empty() {
             self.rest(cx);
             cx.counters.rests.add(1);
         }
-        self.set_deadline_at(ends_at);
+        self.watch(cx);
+        self.set_deadline_at(ends_at.min(self.judged_at));
     }
 
     /// Whether it has come to rest, and nothing has been heard of either side since.

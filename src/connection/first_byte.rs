@@ -58,7 +58,12 @@ impl FirstByte {
             Event::Deadline if cx.now >= self.ends_at => {
                 return Close::abort(common, CloseReason::IdleTimeout, cx);
             }
-            Event::Deadline => common.rest_until(self.ends_at, cx),
+            Event::Deadline => {
+                if let Some(reason) = common.judge(cx) {
+                    return Close::abort(common, reason, cx);
+                }
+                common.rest_until(self.ends_at, cx);
+            }
             Event::Readable(_) => common.set_deadline_to_rest(self.ends_at, cx),
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) | Event::Settled => {}
         }

@@ -31,6 +31,7 @@ pub mod close;
 pub mod common;
 pub mod context;
 pub mod in_flight;
+mod pace;
 pub mod story;
 
 use crate::io::{Buffer, Errno, Kind, Side, Time};

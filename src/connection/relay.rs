@@ -31,6 +31,7 @@ pub struct Relay {
 
 impl Relay {
     pub(super) fn begin(common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        common.watch_anew();
         Self { refused: false, moved_at: cx.now }.go_on(common, cx)
     }
 
@@ -98,7 +99,15 @@ impl Relay {
         if cx.now >= ends_at {
             return timed_out(common, cx);
         }
-        common.rest_until(ends_at, cx);
+        if let Some(reason) = common.judge(cx) {
+            common.story.mark(Span::Relay, cx);
+            return Close::abort(common, reason, cx);
+        }
+        if cx.now >= self.moved_at + common.snapshot.timeouts.rest {
+            common.rest_until(ends_at, cx);
+        } else {
+            common.set_deadline_to_rest(ends_at, cx);
+        }
         self.pump(common, cx)
     }
 

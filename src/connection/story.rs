@@ -74,6 +74,11 @@ impl Story {
         }
     }
 
+    /// When the client was accepted.
+    pub fn accepted_at(&self) -> Time {
+        self.accepted_at
+    }
+
     /// Ends the span that began at the last mark.
     pub fn mark(&mut self, span: Span, cx: &Context<'_>) {
         let duration = cx.now.since(self.marked_at);

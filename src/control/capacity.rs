@@ -229,7 +229,7 @@ mod tests {
     const GRANTS: Grants = Grants { nofile: 20_064, nr_open: 1_048_576, file_max: 1_000_000 };
 
     fn limits(connections_per_worker: Option<u32>) -> config::Limits {
-        config::Limits { connections_per_worker, client_hello_bytes: 16_384 }
+        config::Limits { connections_per_worker, ..config::Limits::default() }
     }
 
     fn workers(workers: usize) -> Shape {

@@ -309,6 +309,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
         let values = Values {
             connections_per_worker: self.plan.connections,
             client_hello_bytes: self.plan.config.limits.client_hello_bytes,
+            min_rate: self.plan.config.limits.min_rate,
             open_files: self.plan.open_files,
             timeouts: self.plan.config.timeouts.clone(),
         };
@@ -375,11 +376,11 @@ fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) 
     for address in listening {
         tracing::info!("listening on {address}");
     }
-    let cpus: Vec<String> = plan
-        .cpus
     for (listener, backlog) in plan.config.listeners.iter().zip(&plan.backlogs) {
         tracing::info!("listener {}: the kernel queues {backlog}", listener.name);
     }
+    let cpus: Vec<String> = plan
+        .cpus
         .iter()
         .map(|cpu| cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()))
         .collect();

@@ -46,6 +46,7 @@ pub fn build(config: &Config, terms: &[Arc<Terms>], addresses: &Addresses) -> Sn
         handshake: config.handshake,
         timeouts: config.timeouts.clone(),
         client_hello_bytes: config.limits.client_hello_bytes,
+        min_rate: config.limits.min_rate,
     }
 }
 

@@ -360,8 +360,10 @@ pub(super) mod tests {
                 rest: second,
                 half_closed: second,
                 drain: second,
+                ..crate::config::Timeouts::default()
             },
             client_hello_bytes: 1,
+            min_rate: 0,
         }
     }
 

@@ -54,7 +54,7 @@ pub(super) fn config(directory: &Path) -> Config {
             record_layer: RecordLayer::Lean,
         },
         resumption: Resumption::default(),
-        limits: Limits { connections_per_worker: Some(10), client_hello_bytes: 16_384 },
+        limits: Limits { connections_per_worker: Some(10), ..Limits::default() },
         handshake: crate::config::Handshake::default(),
         timeouts: Timeouts {
             handshake: second,
@@ -63,6 +63,7 @@ pub(super) fn config(directory: &Path) -> Config {
             rest: second,
             half_closed: second,
             drain: second,
+            ..Timeouts::default()
         },
         admin: None,
         access_log: None,

@@ -6,7 +6,9 @@ use std::fmt;
 use std::time::Instant;
 
 use crate::config::Timeouts;
-use crate::limits::{FAILURE_SUMMARY_INTERVAL, LIMIT_QUIET, RECEIVE_BUFFERS};
+use crate::limits::{
+    CLIENT_HELLO_RECORDS_MAX, FAILURE_SUMMARY_INTERVAL, LIMIT_QUIET, RECEIVE_BUFFERS,
+};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::exposition::Process;
 use crate::telemetry::labels::{CloseReason, HandshakeOutcome, Label, Limit};
@@ -19,6 +21,8 @@ pub struct Values {
     pub connections_per_worker: u32,
     /// `limits.client_hello_bytes`.
     pub client_hello_bytes: usize,
+    /// `limits.min_rate`.
+    pub min_rate: u32,
     /// `RLIMIT_NOFILE`, as raised.
     pub open_files: u64,
     /// `timeouts`.
@@ -177,6 +181,9 @@ fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
         HandshakeOutcome::Timeout => {
             return format!("; timeouts.handshake is {:?}", values.timeouts.handshake);
         }
+        HandshakeOutcome::ClientHelloTimeout => {
+            return format!("; timeouts.client_hello is {:?}", values.timeouts.client_hello);
+        }
         HandshakeOutcome::ClientHelloTooLarge => {
             return format!("; limits.client_hello_bytes is {}", values.client_hello_bytes);
         }
@@ -207,6 +214,7 @@ fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
         | HandshakeOutcome::ClientCertificateExpired
         | HandshakeOutcome::ClientCertificateRefused
         | HandshakeOutcome::ClientClosed
+        | HandshakeOutcome::ClientHelloTooManyRecords
         | HandshakeOutcome::ClientReset
         | HandshakeOutcome::InternalError
         | HandshakeOutcome::NotTls
@@ -216,7 +224,8 @@ fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
 }
 
 /// What an operator may change about connections that end so, if anything.
-fn cut(reason: CloseReason, timeouts: &Timeouts) -> String {
+fn cut(reason: CloseReason, values: &Values) -> String {
+    let timeouts = &values.timeouts;
     match reason {
         CloseReason::ConnectFailed => {
             "; the backend's servers refuse connections or cannot be reached".to_owned()
@@ -230,6 +239,20 @@ fn cut(reason: CloseReason, timeouts: &Timeouts) -> String {
         CloseReason::HalfClosedTimeout => {
             format!("; timeouts.half_closed is {:?}", timeouts.half_closed)
         }
+        CloseReason::ClientTooSlow => format!(
+            "; they took fewer than limits.min_rate, {} bytes a second, over \
+             timeouts.stalled, {:?}",
+            values.min_rate, timeouts.stalled
+        ),
+        CloseReason::ServerTooSlow => format!(
+            "; the backend's servers took fewer than limits.min_rate, {} bytes a second, over \
+             timeouts.stalled, {:?}",
+            values.min_rate, timeouts.stalled
+        ),
+        CloseReason::RecordTimeout => format!(
+            "; a TLS record was begun and not complete within timeouts.stalled, {:?}",
+            timeouts.stalled
+        ),
         CloseReason::DrainTimeout => format!("; timeouts.drain is {:?}", timeouts.drain),
         CloseReason::Finished
         | CloseReason::ClientTruncated
@@ -251,13 +274,22 @@ fn is_told(reason: CloseReason) -> bool {
             | CloseReason::NoServer
             | CloseReason::IdleTimeout
             | CloseReason::HalfClosedTimeout
+            | CloseReason::ClientTooSlow
+            | CloseReason::ServerTooSlow
+            | CloseReason::RecordTimeout
             | CloseReason::DrainTimeout
     )
 }
 
 /// Everyday ends, which no server of the operator's is to blame for.
 fn is_of_clients(reason: CloseReason) -> bool {
-    matches!(reason, CloseReason::IdleTimeout | CloseReason::HalfClosedTimeout)
+    matches!(
+        reason,
+        CloseReason::IdleTimeout
+            | CloseReason::HalfClosedTimeout
+            | CloseReason::ClientTooSlow
+            | CloseReason::RecordTimeout
+    )
 }
 
 /// What a limit that bites does, and which key changes it.
@@ -293,6 +325,11 @@ fn advice(f: &mut fmt::Formatter<'_>, limit: Limit, values: &Values) -> fmt::Res
             "a client sent more than {} bytes without a complete ClientHello and was \
              refused; if it is genuine, raise limits.client_hello_bytes",
             values.client_hello_bytes
+        ),
+        Limit::ClientHelloRecords => write!(
+            f,
+            "a client sent its ClientHello in more than {CLIENT_HELLO_RECORDS_MAX} records and was \
+             refused; no client known does that"
         ),
         Limit::ReceiveBuffers => write!(
             f,
@@ -352,7 +389,7 @@ impl fmt::Display for Text<'_> {
                 f,
                 "{count} connection(s) ended: {reason}{} (at most one line for each reason in \
                  {FAILURE_SUMMARY_INTERVAL:?})",
-                cut(reason, &values.timeouts)
+                cut(reason, values)
             ),
         }
     }
@@ -367,13 +404,16 @@ mod tests {
     const VALUES: Values = Values {
         connections_per_worker: 1234,
         client_hello_bytes: 5678,
+        min_rate: 4321,
         open_files: 9999,
         timeouts: Timeouts {
             handshake: Duration::from_secs(11),
+            client_hello: Duration::from_secs(17),
             connect: Duration::from_secs(12),
             idle: Duration::from_secs(13),
             rest: Duration::from_secs(16),
             half_closed: Duration::from_secs(14),
+            stalled: Duration::from_secs(18),
             drain: Duration::from_secs(15),
         },
     };
@@ -406,6 +446,7 @@ mod tests {
         for (limit, value, key) in [
             (Limit::ConnectionsPerWorker, "1234", "limits.connections_per_worker"),
             (Limit::ClientHelloBytes, "5678", "limits.client_hello_bytes"),
+            (Limit::ClientHelloRecords, "64", "ClientHello"),
             (Limit::KernelFiles, "9999", "LimitNOFILE"),
             (Limit::AccessLogRecords, "", "access_log.path"),
             (Limit::SessionsPerWorker, "", "resumption.sessions_per_worker"),
@@ -445,6 +486,9 @@ mod tests {
             (CloseReason::ConnectTimeout, ["timeouts.connect", "12s"]),
             (CloseReason::IdleTimeout, ["timeouts.idle", "13s"]),
             (CloseReason::HalfClosedTimeout, ["timeouts.half_closed", "14s"]),
+            (CloseReason::ClientTooSlow, ["limits.min_rate, 4321", "timeouts.stalled, 18s"]),
+            (CloseReason::ServerTooSlow, ["limits.min_rate, 4321", "timeouts.stalled, 18s"]),
+            (CloseReason::RecordTimeout, ["timeouts.stalled", "18s"]),
             (CloseReason::DrainTimeout, ["timeouts.drain", "15s"]),
         ] {
             let process = Process::new(2, SystemTime::now());
@@ -464,6 +508,9 @@ mod tests {
         let outcome = HandshakeOutcome::Timeout;
         let text = Text(Notice::HandshakesFailed { outcome, count: 3 }, &VALUES).to_string();
         assert!(text.contains("timeouts.handshake is 11s"), "{text}");
+        let outcome = HandshakeOutcome::ClientHelloTimeout;
+        let text = Text(Notice::HandshakesFailed { outcome, count: 3 }, &VALUES).to_string();
+        assert!(text.contains("timeouts.client_hello is 17s"), "{text}");
     }
 
     #[test]

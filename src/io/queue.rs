@@ -15,6 +15,10 @@ pub struct Queue {
     waiting: VecDeque<Buffer>,
     waiting_bytes: usize,
     sending_bytes: usize,
+    /// Bytes taken since the last [`Queue::mark`].
+    taken: u32,
+    /// Something has waited ever since the last [`Queue::mark`].
+    has_waited: bool,
     /// No byte will be appended any more.
     ended: bool,
 }
@@ -127,12 +131,30 @@ impl Queue {
         debug_assert_eq!(buffer.unsent().len(), self.sending_bytes, "another buffer came back");
         buffer.advance(sent);
         self.sending_bytes = 0;
+        self.taken = self.taken.saturating_add(u32::try_from(sent).unwrap_or(u32::MAX));
         if buffer.is_empty() {
             pool.give(buffer);
         } else {
             self.waiting_bytes += buffer.unsent().len();
             self.waiting.push_front(buffer);
         }
+        self.has_waited &= !self.is_empty();
+    }
+
+    /// From now on it is watched how much is taken.
+    pub fn mark(&mut self) {
+        (self.taken, self.has_waited) = (0, !self.is_empty());
+    }
+
+    /// Whether something has waited ever since the last [`Queue::mark`].
+    pub fn has_waited(&self) -> bool {
+        self.has_waited
+    }
+
+    /// Whether something has waited ever since the last [`Queue::mark`], and fewer than `least`
+    /// bytes were taken.
+    pub fn is_slower_than(&self, least: u64) -> bool {
+        self.has_waited && u64::from(self.taken) < least
     }
 
     /// Gives back the memory of a queue in which nothing waits.
@@ -150,6 +172,7 @@ impl Queue {
     /// Throws away what waits. What is being sent comes back through [`Queue::sent`] first.
     pub fn discard(&mut self, pool: &mut Pool) {
         self.waiting_bytes = 0;
+        self.has_waited = false;
         while let Some(buffer) = self.waiting.pop_front() {
             pool.give(buffer);
         }
@@ -206,5 +229,31 @@ mod tests {
         queue.discard(&mut pool);
         assert!(queue.is_empty());
         assert_eq!(pool.lent(), 0);
+    }
+
+    #[test]
+    fn who_takes_too_little_of_what_has_waited_all_the_time_is_slow() {
+        let mut pool = Pool::default();
+        let mut queue = Queue::default();
+        let take = |queue: &mut Queue, bytes: usize, pool: &mut Pool| {
+            let buffer = queue.take().unwrap();
+            queue.sent(buffer, bytes, pool);
+        };
+        queue.mark();
+        queue.append(&[1; 1000], &mut pool);
+        assert!(!queue.is_slower_than(100), "nothing waited at first");
+        queue.mark();
+        assert!(queue.is_slower_than(100) && !queue.is_slower_than(0));
+        take(&mut queue, 99, &mut pool);
+        assert!(queue.is_slower_than(100));
+        take(&mut queue, 1, &mut pool);
+        assert!(!queue.is_slower_than(100));
+        queue.mark();
+        take(&mut queue, 900, &mut pool);
+        queue.append(&[1; 10], &mut pool);
+        assert!(!queue.is_slower_than(u64::MAX), "it was empty in between");
+        queue.mark();
+        queue.discard(&mut pool);
+        assert!(!queue.is_slower_than(u64::MAX), "what waited is given up");
     }
 }

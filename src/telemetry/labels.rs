@@ -71,6 +71,13 @@ labels! {
         IdleTimeout = "idle_timeout",
         /// One side ended and `timeouts.half_closed` passed without a byte from the other.
         HalfClosedTimeout = "half_closed_timeout",
+        /// Bytes waited for the client, which took fewer than `limits.min_rate` for the whole of
+        /// `timeouts.stalled`; both sides got a reset.
+        ClientTooSlow = "client_too_slow",
+        /// The same of the server.
+        ServerTooSlow = "server_too_slow",
+        /// The client had begun a record and did not complete it within `timeouts.stalled`.
+        RecordTimeout = "record_timeout",
         /// `timeouts.drain` was over before the connection was.
         DrainTimeout = "drain_timeout",
         /// A defect of ours, caught; the log has the details.
@@ -106,8 +113,13 @@ labels! {
         ClientCertificateUnknownIssuer = "client_certificate_unknown_issuer",
         /// The client closed before the handshake was complete.
         ClientClosed = "client_closed",
+        /// `timeouts.client_hello` passed between the client's first byte and the last of its
+        /// `ClientHello`.
+        ClientHelloTimeout = "client_hello_timeout",
         /// More than `limits.client_hello_bytes` without a complete `ClientHello`.
         ClientHelloTooLarge = "client_hello_too_large",
+        /// The `ClientHello` came in more than `limits::CLIENT_HELLO_RECORDS_MAX` records.
+        ClientHelloTooManyRecords = "client_hello_too_many_records",
         /// The client reset the connection.
         ClientReset = "client_reset",
         /// We were told to stop before the handshake was complete.
@@ -331,6 +343,8 @@ labels! {
         HandshakesDropped = "handshakes_dropped",
         /// `limits.client_hello_bytes`.
         ClientHelloBytes = "client_hello_bytes",
+        /// `limits::CLIENT_HELLO_RECORDS_MAX` records of one `ClientHello`.
+        ClientHelloRecords = "client_hello_records",
         /// No free receive buffer: the receive waits a turn.
         ReceiveBuffers = "receive_buffers",
         /// The access log's queue was full: a record was dropped.

@@ -7,7 +7,7 @@
 
 use rustls_pki_types::ServerName as AnyName;
 
-use crate::limits::{RECORD_PAYLOAD_BYTES_MAX, SERVER_NAME_BYTES_MAX};
+use crate::limits::{CLIENT_HELLO_RECORDS_MAX, RECORD_PAYLOAD_BYTES_MAX, SERVER_NAME_BYTES_MAX};
 
 const RECORD_HEADER_BYTES: usize = 5;
 const MESSAGE_HEADER_BYTES: usize = 4;
@@ -139,6 +139,8 @@ pub enum Fault {
     RecordTooLong,
     /// A later record whose version is not 3.x.
     RecordVersion,
+    /// More than [`CLIENT_HELLO_RECORDS_MAX`] records.
+    TooManyRecords,
     /// Another message, or another kind of record, before the `ClientHello` is complete.
     UnexpectedMessage,
     /// The message says that it is longer than 65,535 bytes.
@@ -158,7 +160,7 @@ impl Fault {
     pub const fn alert(self) -> u8 {
         match self {
             Self::RecordTooLong => 22,
-            Self::EmptyRecord | Self::MessageTooLong | Self::Decode => 50,
+            Self::EmptyRecord | Self::TooManyRecords | Self::MessageTooLong | Self::Decode => 50,
             Self::RecordVersion => 70,
             Self::UnexpectedMessage | Self::TrailingData => 10,
             Self::RepeatedExtension | Self::ServerName => 47,
@@ -224,7 +226,7 @@ fn frame(bytes: &[u8]) -> Result<Option<Framed>, Fault> {
     let mut rest = bytes;
     let mut message_bytes = 0;
     let mut header = [0_u8; MESSAGE_HEADER_BYTES];
-    loop {
+    for _ in 0..CLIENT_HELLO_RECORDS_MAX {
         let Some(record_len) = record_len(rest)? else {
             return Ok(None);
         };
@@ -247,6 +249,8 @@ fn frame(bytes: &[u8]) -> Result<Option<Framed>, Fault> {
             return Ok(Some(Framed { message_bytes, record_bytes: bytes.len() - rest.len() }));
         }
     }
+    // As many as may be, and the message is not complete: the next one is refused when it begins.
+    if rest.is_empty() { Ok(None) } else { Err(Fault::TooManyRecords) }
 }
 
 /// Payload length of the record that begins here; `None`: its header is not complete.

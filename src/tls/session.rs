@@ -31,6 +31,8 @@ pub struct Session {
     agreed: Option<Box<Agreed>>,
     /// Ciphertext of a record (or handshake message) whose rest has not arrived.
     partial: Vec<u8>,
+    /// The record in [`Session::partial`] was incomplete at the last [`Session::mark`].
+    partial_is_old: bool,
     /// The client's `close_notify` has arrived.
     client_closed: bool,
 }
@@ -95,7 +97,13 @@ impl Session {
         let lean = config.enable_secret_extraction;
         let tls = UnbufferedServerConnection::new(config).map_err(|error| Failure::from(&error))?;
         let layer = Layer::Rustls { tls: Box::new(tls), lean, shown: 0, secrets: None };
-        Ok(Self { layer, agreed: None, partial: Vec::new(), client_closed: false })
+        Ok(Self {
+            layer,
+            agreed: None,
+            partial: Vec::new(),
+            partial_is_old: false,
+            client_closed: false,
+        })
     }
 
     /// Gives back what an established session needs only while bytes flow; what is left are keys,
@@ -136,6 +144,7 @@ impl Session {
             let mut partial = std::mem::take(&mut self.partial);
             partial.extend_from_slice(bytes);
             let used = self.process(&mut partial, sinks)?;
+            self.partial_is_old &= used == 0;
             self.keep(partial.get(used..).unwrap_or_default())
         }
     }
@@ -161,6 +170,7 @@ impl Session {
             if records.open(&self.partial, sinks)? > 0 {
                 self.client_closed = records.client_closed();
                 self.partial = Vec::new();
+                self.partial_is_old = false;
             }
         }
         Ok(bytes)
@@ -356,6 +366,17 @@ impl Session {
     /// Bytes kept between calls.
     pub fn partial_bytes(&self) -> usize {
         self.partial.len()
+    }
+
+    /// From now on it is watched whether the incomplete record that is kept, if one is, becomes
+    /// complete.
+    pub fn mark(&mut self) {
+        self.partial_is_old = !self.partial.is_empty();
+    }
+
+    /// Whether the record that was incomplete at the last [`Session::mark`] still is.
+    pub fn is_record_overdue(&self) -> bool {
+        self.partial_is_old
     }
 
     /// What the handshake has agreed on, told once: a session has no use for it.

@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     /// Bytes a client may send before its `ClientHello` is complete.
     pub client_hello_bytes: usize,
+    /// Bytes a second that a peer must take of what waits for it; 0: none.
+    pub min_rate: u32,
 }
 
 /// A worker's own handle on a snapshot. Connections count references on it, and on the TLS terms

@@ -28,6 +28,7 @@ mod proxy_protocol;
 mod relay;
 mod resumption;
 mod shutdown;
+mod slow;
 mod start_up;
 mod tune;
 mod workers;

@@ -42,6 +42,8 @@ pub(crate) struct Client {
     mute: bool,
     /// What goes to it is noise.
     babbles: bool,
+    /// What goes to it is a byte at a time, with pauses.
+    crawls: bool,
     /// Out of the conversation altogether.
     gone: bool,
 }
@@ -73,6 +75,7 @@ impl Client {
             deaf: false,
             mute: false,
             babbles: false,
+            crawls: false,
             gone: false,
         }
     }
@@ -83,6 +86,12 @@ impl Client {
 
     /// Reads from the socket into TLS.
     fn receive(&mut self, turn: &mut Turn<'_>) -> bool {
+        let established = !self.tls.is_handshaking();
+        let stops = |until| until == 0 || (established && turn.talk.client.got >= until);
+        if self.script.reads_until.is_some_and(stops) {
+            turn.talk.client.misbehaved = true;
+            return false;
+        }
         if self.deaf {
             return false;
         }
@@ -162,9 +171,10 @@ impl Client {
         if self.mute {
             return false;
         }
-        let trickles = self.script.trickle.is_some_and(|end| self.written < end);
+        let trickles = self.crawls || self.script.trickle.is_some_and(|end| self.written < end);
         let mut len = if trickles { 1 } else { self.script.pace.write_max };
-        if let Some((at, how)) = self.script.misbehaves.filter(|_| !self.babbles) {
+        let behaves = !self.babbles && !self.crawls;
+        if let Some((at, how)) = self.script.misbehaves.filter(|_| behaves) {
             if self.written == at {
                 self.misbehave(how, turn);
                 return true;
@@ -206,6 +216,7 @@ impl Client {
                 self.out = noise(turn.random, 20_000);
                 (self.babbles, self.mute) = (true, false);
             }
+            Misbehaviour::Crawl => (self.crawls, self.mute) = (true, false),
         }
     }
 
@@ -242,7 +253,8 @@ impl Peer for Client {
         if !self.gone {
             self.maybe_leave(turn);
         }
-        let pause = self.script.pace.pause(turn.random);
+        let pause =
+            if self.crawls { Duration::from_secs(5) } else { self.script.pace.pause(turn.random) };
         self.busy_until = turn.now + pause;
         (moved && !self.gone).then_some(pause)
     }

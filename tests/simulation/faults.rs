@@ -84,6 +84,8 @@ pub(crate) enum Misbehaviour {
     Reset,
     /// Sends random bytes where TLS records are due; a client's only.
     Garbage,
+    /// Goes on by a byte every five seconds, and reads as ever; a client's only.
+    Crawl,
 }
 
 /// How fast a peer is and in which pieces it moves bytes.
@@ -148,6 +150,8 @@ pub(crate) struct ClientScript {
     pub(crate) misbehaves: Option<(u64, Misbehaviour)>,
     /// Bytes of one write until so many have been written: a trickled `ClientHello`.
     pub(crate) trickle: Option<u64>,
+    /// Reads nothing more once it has had so many bytes of the reply; 0: nothing at all.
+    pub(crate) reads_until: Option<u64>,
 }
 
 /// What a server replies.
@@ -207,6 +211,7 @@ impl Plan {
                 pace: Pace::FAST,
                 misbehaves: None,
                 trickle: None,
+                reads_until: None,
             },
             server: ServerScript {
                 reply: Reply::Echo,
@@ -242,7 +247,8 @@ impl Plan {
             fin_after_notify: random.chance(500),
             pace: Pace::draw(random),
             misbehaves: None,
-            trickle: random.chance(100).then(|| random.range(1, 2000)),
+            trickle: random.chance(100).then(|| random.range(1, 400)),
+            reads_until: None,
         };
         let mut plan = Self {
             client,
@@ -282,10 +288,11 @@ impl Plan {
     fn misbehave(&mut self, random: &mut Random) {
         use Misbehaviour::{Close, Fin, Garbage, Reset, Silent};
         let after = random.magnitude(1, 400_000) as u64 - 1;
-        match random.range(0, 9) {
+        match random.range(0, 10) {
             0 => self.client.opening = Opening::PlainHttp,
             1 => self.client.opening = Opening::Noise,
             2 => self.client.end = ClientEnd::Never,
+            10 => self.client.reads_until = Some(after),
             3..=6 => {
                 let how = random.pick(&[Silent, Fin, Close, Reset, Garbage]);
                 self.client.misbehaves = Some((after, how));
@@ -300,6 +307,7 @@ impl Plan {
     /// Whether both sides keep to TLS and TCP, so that nothing but the terminator could spoil it.
     pub(crate) fn is_kind(&self) -> bool {
         self.client.opening == Opening::Tls
+            && self.client.reads_until.is_none()
             && self.client.end != ClientEnd::Never
             && self.client.misbehaves.is_none()
             && self.server.misbehaves.is_none()

@@ -30,6 +30,7 @@ mod run;
 mod scenarios;
 mod server;
 mod sim_io;
+mod slow;
 mod trust;
 mod world;
 
@@ -102,6 +103,10 @@ impl Reached {
             "handshake_failed",
             "idle_timeout",
             "half_closed_timeout",
+            "client_too_slow",
+            "server_too_slow",
+            "record_timeout",
+            "client_hello_timeout",
             "drain_timeout",
             "client_closed",
             "client_hello_too_large",

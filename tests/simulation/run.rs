@@ -38,6 +38,7 @@ pub(crate) struct Setting {
     pub(crate) proxy: Option<ProxyVersion>,
     pub(crate) on_first_byte: bool,
     pub(crate) client_hello_bytes: usize,
+    pub(crate) min_rate: u32,
     pub(crate) handshake: Handshake,
     pub(crate) timeouts: Timeouts,
     /// Commands before the last client has gone.
@@ -73,6 +74,7 @@ impl Setting {
             proxy: None,
             on_first_byte: false,
             client_hello_bytes: 16 * 1024,
+            min_rate: 1024,
             handshake: Handshake {
                 budget: Duration::from_micros(100),
                 queue_deadline: Duration::from_secs(10),
@@ -80,10 +82,12 @@ impl Setting {
             },
             timeouts: Timeouts {
                 handshake: Duration::from_secs(30),
+                client_hello: Duration::from_secs(30),
                 connect: Duration::from_secs(3),
                 idle: Duration::from_secs(60),
                 rest: Duration::from_secs(1),
                 half_closed: Duration::from_secs(20),
+                stalled: Duration::from_secs(90),
                 drain: Duration::from_secs(30),
             },
             commands: Vec::new(),
@@ -123,12 +127,18 @@ impl Setting {
             commands,
             on_first_byte: random.chance(300),
             client_hello_bytes: random.pick(&[100, 16 * 1024, 16 * 1024, 16 * 1024, 16 * 1024]),
+            min_rate: 100,
             handshake: Handshake {
                 budget: Duration::from_micros(random.pick(&[0, 100, 10_000])),
                 max_pending: random.pick(&[1, 4, 1000]),
                 ..Self::of(Vec::new()).handshake
             },
-            timeouts: Timeouts { rest, ..Self::of(Vec::new()).timeouts },
+            timeouts: Timeouts {
+                rest,
+                client_hello: Duration::from_secs(random.pick(&[20, 40])),
+                stalled: Duration::from_secs(random.pick(&[20, 20, 90])),
+                ..Self::of(Vec::new()).timeouts
+            },
         }
     }
 
@@ -155,6 +165,7 @@ impl Setting {
             handshake: self.handshake,
             timeouts: self.timeouts.clone(),
             client_hello_bytes: self.client_hello_bytes,
+            min_rate: self.min_rate,
         })
     }
 
@@ -192,6 +203,7 @@ impl Setting {
             listener: u16::try_from(number).unwrap(),
             address: listener_address(number),
             backlog: 128,
+            defer_accept: None,
         };
         let setup = Setup {
             index: 0,
@@ -203,7 +215,6 @@ impl Setting {
             records: Some(records),
             commands,
         };
-            defer_accept: None,
         let mut worker = Worker::new(io, setup);
         while worker.turn() == Progress::Running {
             worker.check_invariants();

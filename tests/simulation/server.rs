@@ -149,7 +149,7 @@ impl Server {
         turn.talk.server.misbehaved = true;
         self.mute = true;
         match how {
-            Misbehaviour::Silent | Misbehaviour::Garbage => self.gone = true,
+            Misbehaviour::Silent | Misbehaviour::Garbage | Misbehaviour::Crawl => self.gone = true,
             Misbehaviour::Fin => {
                 // On the wire a server that gives up looks like one that has said all.
                 turn.talk.server.ended = true;

@@ -276,7 +276,9 @@ fn every_key_is_read() {
         [tls]\nversions = [\"1.3\"]\ncipher_suites = [\"TLS_AES_256_GCM_SHA384\"]\n\
         groups = [\"P-256\"]\nrecord_layer = \"rustls\"\n\
         [limits]\nconnections_per_worker = 9\nclient_hello_bytes = \"4KiB\"\n\
-        [timeouts]\nhandshake = \"1s\"\nconnect = \"2s\"\nidle = \"3s\"\n\
+        min_rate = \"0B\"\n\
+        [timeouts]\nhandshake = \"1s\"\nclient_hello = \"6s\"\nstalled = \"7s\"\n\
+        connect = \"2s\"\nidle = \"3s\"\n\
         rest = \"20ms\"\nhalf_closed = \"4s\"\ndrain = \"0s\"\n\
         [admin]\nbind = \"127.0.0.1:9443\"\n[access_log]\npath = \"-\"\n\
         [log]\nlevel = \"debug\"\n";
@@ -299,16 +301,21 @@ fn every_key_is_read() {
             record_layer: RecordLayer::Rustls,
         }
     );
-    assert_eq!(config.limits, Limits { connections_per_worker: Some(9), client_hello_bytes: 4096 });
+    assert_eq!(
+        config.limits,
+        Limits { connections_per_worker: Some(9), client_hello_bytes: 4096, min_rate: 0 }
+    );
     let seconds = Duration::from_secs;
     assert_eq!(
         config.timeouts,
         Timeouts {
             handshake: seconds(1),
+            client_hello: seconds(6),
             connect: seconds(2),
             idle: seconds(3),
             rest: Duration::from_millis(20),
             half_closed: seconds(4),
+            stalled: seconds(7),
             drain: seconds(0)
         }
     );
@@ -338,6 +345,7 @@ fn example_file_shows_the_defaults() {
     assert_eq!(as_is.log, all.log);
     let smallest = parse(SMALLEST).expect("valid");
     assert_eq!(as_is.timeouts, smallest.timeouts);
+    assert_eq!(as_is.limits, smallest.limits);
     for config in [&as_is, &all] {
         assert_eq!(config.backends[0].connect, Connect::Eager);
         let listener = &config.listeners[0];
@@ -364,6 +372,7 @@ fn example_file_documents_every_key() {
         "backend",
         "alpn",
         "backlog",
+        "defer_accept",
         "unknown_name",
         "chain",
         "key",
@@ -372,7 +381,6 @@ fn example_file_documents_every_key() {
         "ca",
         "crl",
         "address",
-        "defer_accept",
         "send_proxy_protocol",
         "versions",
         "cipher_suites",
@@ -380,11 +388,14 @@ fn example_file_documents_every_key() {
         "record_layer",
         "connections_per_worker",
         "client_hello_bytes",
+        "min_rate",
         "handshake",
+        "client_hello",
         "connect",
         "idle",
         "rest",
         "half_closed",
+        "stalled",
         "drain",
         "path",
         "level",
@@ -404,4 +415,6 @@ fn keys_of_the_kernels_queue_name_what_they_accept() {
         assert!(report.contains("listener[0].defer_accept"), "{report}");
         assert!(report.contains("expected \"off\", or \"1s\" to \"1m\""), "{report}");
     }
+    let report = report_with("[limits]\nmin_rate = \"2MiB\"");
+    assert!(report.contains("expected \"0B\" (none) to \"1MiB\" a second"), "{report}");
 }

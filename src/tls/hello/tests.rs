@@ -107,7 +107,8 @@ fn check_modern(bytes: &[u8], record_bytes: usize) {
 #[test]
 fn every_prefix_is_incomplete_whatever_the_fragmentation() {
     let message = message(&modern());
-    let splits: [&[usize]; 6] = [&[1], &[3, 1, 2], &[4, 500], &[7], &[100], &[16_384]];
+    let splits: [&[usize]; 6] =
+        [&[1, 1, 1, 1, 1, 1, 500], &[3, 1, 2, 90], &[4, 500], &[40], &[100], &[16_384]];
     for sizes in splits {
         let bytes = records(&message, sizes);
         for end in 0..bytes.len() {
@@ -231,6 +232,22 @@ fn broken_records_are_refused_as_soon_as_they_show() {
 }
 
 #[test]
+fn a_record_too_many_is_refused_when_it_begins() {
+    let message = message(&modern());
+    let most = CLIENT_HELLO_RECORDS_MAX as usize;
+    let mut sizes = vec![1; most];
+    *sizes.last_mut().unwrap() = message.len() - (most - 1);
+    let bytes = records(&message, &sizes);
+    check_modern(&bytes, bytes.len());
+
+    let bytes = records(&message, &[1]);
+    let allowed = most * (RECORD_HEADER_BYTES + 1);
+    assert!(matches!(peek(&bytes[..allowed]), Peek::Incomplete));
+    assert_eq!(fault(&bytes[..=allowed]), Fault::TooManyRecords);
+    assert_eq!(fault(&bytes), Fault::TooManyRecords);
+}
+
+#[test]
 fn lengths_that_contradict_each_other_are_refused() {
     let extensions: [(u16, &[u8]); 6] = [
         (0, &[0, 9, 0, 0, 1, b'a']),
@@ -302,8 +319,9 @@ proptest! {
 
     #[test]
     fn any_fragmentation_gives_the_same_answer(
-        sizes in proptest::collection::vec(1_usize..600, 1..40),
+        mut sizes in proptest::collection::vec(1_usize..600, 1..40),
     ) {
+        sizes.push(600);
         let bytes = records(&message(&modern()), &sizes);
         check_modern(&bytes, bytes.len());
     }
@@ -323,6 +341,8 @@ proptest! {
             message.truncate(cut.index(message.len()).max(1));
         }
         let bytes = records(&message, &sizes);
+        let most = CLIENT_HELLO_RECORDS_MAX as usize;
+        prop_assume!(bytes.len() <= message.len() + most * RECORD_HEADER_BYTES);
         let ours = answer(&bytes);
         if let Some(theirs) = accepted_by_session(&bytes) {
             prop_assert_eq!(ours, Some(theirs));
