@@ -1,4 +1,5 @@
-//! Slow and silent peers, with raw sockets: each ends for its own reason, and nobody else is harmed.
+//! Slow and silent peers, with raw sockets: each ends for its own reason, and nobody else is
+//! harmed.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
