@@ -18,7 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use zeroize::Zeroizing;
 
 use portcullis::backend::proxy_protocol::{self, HEADER_BYTES_MAX, Header, Tls};
-use portcullis::config::{ProxyVersion, Timeouts, UnknownName};
+use portcullis::config::{Limits, ProxyVersion, Timeouts, UnknownName};
 use portcullis::io::buffer::Pool;
 use portcullis::io::queue::Queue;
 use portcullis::io::{Completion, Io, Operation, Payload, ReceivedAt, Time, Token};
@@ -32,7 +32,9 @@ use portcullis::tls::resumption::ratchet::Ratchet;
 use portcullis::tls::resumption::ticket::Keys;
 use portcullis::tls::session::{self, Session, Sinks};
 use portcullis::tls::terms::Terms;
+use portcullis::worker::admission::{Admission, Costs};
 use portcullis::worker::snapshot::{Listener, Snapshot};
+use portcullis::worker::sources::Sources;
 use portcullis::worker::timers::Timers;
 use portcullis::worker::{Bind, Setup, Worker};
 
@@ -185,8 +187,10 @@ fn dispatch(criterion: &mut Criterion, identity: &Identity) -> Result<()> {
         listeners: vec![Listener {
             terms: Arc::new(Terms::new(identity.server_config()?)),
             backend: 0,
+            connection_rate: None,
         }],
         backends: Vec::new(),
+        admission: Admission::new(&Limits::default(), Costs::default()),
         handshake: portcullis::config::Handshake::default(),
         timeouts: Timeouts {
             handshake: timeout,
@@ -210,6 +214,7 @@ fn dispatch(criterion: &mut Criterion, identity: &Identity) -> Result<()> {
         connections: 1024,
         snapshot: Arc::new(snapshot),
         resumption: Beginnings::for_tests(),
+        sources: Arc::new(Sources::new(0, 1)),
         counters: Arc::clone(&counters),
         records: None,
         commands,

@@ -120,6 +120,28 @@ pub const END_INTERVAL: Duration = Duration::from_millis(50);
 /// 1,048,576 of them per ring (`IORING_MAX_FIXED_FILES`).
 pub const CONNECTIONS_PER_WORKER_MAX: u32 = 1_048_576 / 2;
 
+/// Connections of one source that can be counted (20 bits of a word).
+pub const SOURCE_CONNECTIONS_MAX: u32 = (1 << 20) - 1;
+
+/// Handshakes of one source that can be counted (16 bits of a word).
+pub const SOURCE_HANDSHAKES_MAX: u32 = (1 << 16) - 1;
+
+/// Sources that are counted at a time, at least: in fewer sets some would soon find no place.
+pub const SOURCES_MIN: u32 = 64;
+
+/// Sources that are counted at a time, at most: 256 MiB.
+pub const SOURCES_MAX: u32 = 1 << 24;
+
+/// Networks that are exempt from the limits of sources: each connection is compared with all.
+pub const NETWORKS_ALLOWED_MAX: usize = 256;
+
+/// New connections let in during one second, at most: rates are kept in whole nanoseconds for each.
+pub const CONNECTION_RATE_MAX: u32 = 1_000_000;
+
+/// A step of a handshake is charged to its source with this many times the dearest configured
+/// key's cost at most: more was not the client's doing, the thread had lost its core.
+pub const STEP_CHARGE_MAX: u32 = 4;
+
 /// Workers, at most.
 pub const WORKERS_MAX: usize = 1024;
 

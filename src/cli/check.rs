@@ -1,5 +1,7 @@
 //! `portcullis check`: everything that `run` would need, verified without binding a port.
 
+mod admission;
+
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -113,6 +115,7 @@ pub(super) fn report(config_path: &Path, now: SystemTime) -> Report {
             certificate_section(&mut report, &config, &loaded.certificates, now);
             client_auth_section(&mut report, &config, &loaded.client_auth, now);
             backlogs = backlog::of(&config, &loaded.terms);
+            admission::section(&mut report, &config, &loaded);
         }
         Err(problems) => {
             for problem in &problems {

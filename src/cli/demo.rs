@@ -257,6 +257,7 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
             alpn: vec!["http/1.1".into()],
             backlog: None,
             defer_accept: None,
+            connection_rate: None,
             unknown_name: UnknownName::Default,
             certificates: vec![CertificateFiles {
                 chain: files.chain.clone(),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Connect, RecordLayer};
+use super::{Connect, RecordLayer, Refuse};
 
 /// `backend.connect`. Right for every protocol; with the other a server that speaks first is never
 /// heard.
@@ -48,6 +48,21 @@ pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
 /// `limits.min_rate`, bytes a second. Slower than any link that people use, GPRS with its 2 to 5
 /// KiB included; common web servers ask for 240 to 500.
 pub const MIN_RATE: u32 = 1024;
+/// `limits.refuse`. Costs one packet and leaves nothing behind; who closes first keeps the
+/// connection's end (`TIME_WAIT`) in the kernel for a minute, and a flood keeps hundreds of
+/// thousands.
+pub const REFUSE: Refuse = Refuse::Reset;
+
+/// `limits.per_source.ipv4_prefix`, bits: one address, behind which one household or one office is.
+pub const IPV4_PREFIX: u8 = 32;
+
+/// `limits.per_source.ipv6_prefix`, bits. Whoever has one address of a network has all 2^64 of it
+/// (RFC 4291 section 2.5.1).
+pub const IPV6_PREFIX: u8 = 64;
+
+/// `limits.per_source.sources`. Each takes 16 bytes; more than 65,536 sources with something open
+/// or owed at a time is a large site or a large attack.
+pub const SOURCES: u32 = 65_536;
 
 /// `handshake.budget_us`. About one full handshake: what an established connection may have to
 /// wait for, besides what it waits for anyway.

@@ -5,6 +5,7 @@
 //! turns raw into checked values with errors that name file, line, key, value and what is accepted.
 
 pub mod defaults;
+pub mod network;
 mod quantity;
 mod raw;
 pub mod server_name;
@@ -42,6 +43,7 @@ pub struct Config {
     pub log: Log,
 }
 
+pub use network::Network;
 pub use quantity::{cpu_list, duration, show_duration, size};
 pub use raw::Problem;
 pub use validate::epoch;
@@ -169,6 +171,9 @@ pub struct Listener {
     /// `defer_accept`: how long the kernel keeps a client that has said nothing to itself; `None`
     /// is `"off"`.
     pub defer_accept: Option<Duration>,
+    /// `connection_rate`: new connections in a second that it lets in, on all workers together;
+    /// `None`: as many as come.
+    pub connection_rate: Option<u32>,
     /// `unknown_name`: what a client gets whose server name matches no certificate.
     pub unknown_name: UnknownName,
     /// `[[listener.certificate]]`, at least one; the first is the default.
@@ -395,6 +400,13 @@ pub struct Limits {
     /// `min_rate`: bytes a second that a peer must take of what waits for it, on average over
     /// `timeouts.stalled`; 0: none.
     pub min_rate: u32,
+    /// `connection_rate`: new connections in a second that are let in, on all workers and listeners
+    /// together; `None`: as many as come.
+    pub connection_rate: Option<u32>,
+    /// `refuse`: what a client sees that a rate or its source's limit refuses.
+    pub refuse: Refuse,
+    /// `[limits.per_source]`.
+    pub per_source: PerSource,
 }
 
 impl Default for Limits {
@@ -403,6 +415,69 @@ impl Default for Limits {
             connections_per_worker: None,
             client_hello_bytes: defaults::CLIENT_HELLO_BYTES,
             min_rate: defaults::MIN_RATE,
+            connection_rate: None,
+            refuse: defaults::REFUSE,
+            per_source: PerSource::default(),
+        }
+    }
+}
+
+/// `limits.refuse`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refuse {
+    /// `"reset"`: a reset.
+    Reset,
+    /// `"close"`: the end of the stream; still a reset if it has sent what we have not read.
+    Close,
+}
+
+impl Refuse {
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Close => "close",
+        }
+    }
+}
+
+/// `[limits.per_source]`: what one source of clients may have, on all workers together. A source is
+/// the network that a client's address belongs to; each limit is off where it is `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PerSource {
+    /// `connections`: open at a time.
+    pub connections: Option<u32>,
+    /// `handshakes`: under way at a time, from accept to the client's Finished.
+    pub handshakes: Option<u32>,
+    /// `handshake_cpu`: time of the processor that its handshakes may take in a second.
+    pub handshake_cpu: Option<Duration>,
+    /// `ipv4_prefix`: leading bits of an IPv4 address that name its source.
+    pub ipv4_prefix: u8,
+    /// `ipv6_prefix`: leading bits of an IPv6 address that name its source.
+    pub ipv6_prefix: u8,
+    /// `allow`: networks whose clients are not limited.
+    pub allow: Vec<Network>,
+    /// `sources`: how many are counted at a time.
+    pub sources: u32,
+}
+
+impl PerSource {
+    /// Whether any limit is on.
+    pub fn is_on(&self) -> bool {
+        self.connections.is_some() || self.handshakes.is_some() || self.handshake_cpu.is_some()
+    }
+}
+
+impl Default for PerSource {
+    fn default() -> Self {
+        Self {
+            connections: None,
+            handshakes: None,
+            handshake_cpu: None,
+            ipv4_prefix: defaults::IPV4_PREFIX,
+            ipv6_prefix: defaults::IPV6_PREFIX,
+            allow: Vec::new(),
+            sources: defaults::SOURCES,
         }
     }
 }

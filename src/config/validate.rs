@@ -1,6 +1,7 @@
 //! Raw to checked: every section, every key, every relation between keys; all problems at once.
 
 mod backends;
+mod limits;
 mod listeners;
 mod resumption;
 
@@ -13,10 +14,10 @@ use std::time::Duration;
 
 use super::raw::{Item, Problem, Reader, Table, quoted};
 use super::{
-    AccessLog, Admin, CIPHER_SUITES, Config, GROUPS, Handshake, Limits, Log, Position, RecordLayer,
+    AccessLog, Admin, CIPHER_SUITES, Config, GROUPS, Handshake, Log, Position, RecordLayer,
     Steering, Timeouts, Tls, TlsVersion, Workers, defaults, quantity,
 };
-use crate::limits;
+use crate::limits::WORKERS_MAX;
 
 /// CPU numbers go up to here: the kernel's largest `NR_CPUS`.
 const CPU_HIGHEST: usize = 8191;
@@ -59,7 +60,7 @@ fn sections<'d>(reader: &mut Reader<'d>, document: &'d toml::de::DeTable<'d>) ->
     });
     let tls = tls(reader, &mut root);
     let resumption = resumption::resumption(reader, &mut root);
-    let limits = limits(reader, &mut root);
+    let limits = limits::limits(reader, &mut root);
     let handshake = handshake(reader, &mut root);
     let timeouts = timeouts(reader, &mut root);
     let admin = admin(reader, &mut root, &mut binds);
@@ -86,7 +87,7 @@ fn sections<'d>(reader: &mut Reader<'d>, document: &'d toml::de::DeTable<'d>) ->
 
 fn workers<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Workers {
     let mut table = root.table(reader, "workers");
-    let range = 1..=limits::WORKERS_MAX;
+    let range = 1..=WORKERS_MAX;
     let count = auto_or_integer(reader, &mut table, "count", &range);
     let mut cpus = None;
     let expected = "\"auto\" or a list such as \"2-7,10\", in quotes";
@@ -322,26 +323,6 @@ fn groups_are_served(reader: &mut Reader<'_>, at: &Position, tls: &Tls) {
             "has no group of TLS 1.2, which tls.versions offers; add \"X25519\" or \
                              \"P-256\", or take \"1.2\" out of tls.versions",
         );
-    }
-}
-
-fn limits<'d>(reader: &mut Reader<'d>, root: &mut Table<'d>) -> Limits {
-    const CLIENT_HELLO_BYTES: RangeInclusive<u64> = 2048..=65_536;
-    let mut table = root.table(reader, "limits");
-    let range = 1..=limits::CONNECTIONS_PER_WORKER_MAX;
-    let connections = auto_or_integer(reader, &mut table, "connections_per_worker", &range);
-    let accepted = "\"2KiB\" (a post-quantum hello fits) to \"64KiB\"";
-    let client_hello_bytes =
-        size(reader, &mut table, "client_hello_bytes", &CLIENT_HELLO_BYTES, accepted)
-            .unwrap_or(defaults::CLIENT_HELLO_BYTES);
-    let accepted = "\"0B\" (none) to \"1MiB\" a second";
-    let min_rate = size(reader, &mut table, "min_rate", &(0..=1 << 20), accepted);
-    let min_rate = min_rate.and_then(|rate| u32::try_from(rate).ok());
-    table.finish(reader);
-    Limits {
-        connections_per_worker: connections,
-        client_hello_bytes,
-        min_rate: min_rate.unwrap_or(defaults::MIN_RATE),
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::config::Refuse;
 use crate::io::{Operation, Side};
 use crate::limits::LINGER_BYTES_MAX;
 use crate::telemetry::labels::{CloseReason, HandshakeOutcome};
@@ -70,6 +71,21 @@ impl Close {
     ) -> Stage {
         common.story.handshake_ended(outcome, cx);
         let client = if common.client.read_ended { How::Close } else { How::Flush };
+        Self::begin(CloseReason::HandshakeFailed, client, How::Close, common, cx)
+    }
+
+    /// The client is not let in. It is told nothing, and has cost no cryptography.
+    pub(super) fn refused(
+        outcome: HandshakeOutcome,
+        how: Refuse,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
+        common.story.handshake_ended(outcome, cx);
+        let client = match how {
+            Refuse::Reset => How::Reset,
+            Refuse::Close => How::Close,
+        };
         Self::begin(CloseReason::HandshakeFailed, client, How::Close, common, cx)
     }
 

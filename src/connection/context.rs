@@ -8,6 +8,7 @@ use crate::io::{Kind, Operation, Time};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::labels::HandshakeQueue;
 use crate::tls::resumption::bridge::Resumption;
+use crate::worker::sources::Sources;
 
 /// Lent to a connection for the time of one event.
 pub struct Context<'a> {
@@ -27,4 +28,6 @@ pub struct Context<'a> {
     pub resumption: &'a Rc<Resumption>,
     /// The worker's cursor into each backend's servers.
     pub cursors: &'a mut [RoundRobin],
+    /// What all workers count of each source of clients.
+    pub sources: &'a Sources,
 }

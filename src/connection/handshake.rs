@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::config::Refuse;
 use crate::io::{Kind, Operation, Side};
 use crate::limits::PARTIAL_HANDSHAKE_BYTES_MAX;
 use crate::telemetry::labels::{
-    CloseReason, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Limit, Span,
+    HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Limit, Span,
 };
 use crate::tls::failure::Failure;
 use crate::tls::hello;
@@ -103,12 +104,17 @@ impl Handshake {
         self.ended
     }
 
-    /// The worker has more to do than it can: the client is dropped before any cryptography. No
-    /// alert, which would be more work still.
-    pub(super) fn drop_overdue(&self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+    /// The worker has more to do than it can, or the client's source has had its share: the client
+    /// is refused before any cryptography. No alert, which would be more work still.
+    pub(super) fn refuse(
+        &self,
+        outcome: HandshakeOutcome,
+        how: Refuse,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
         self.tell(common, cx);
-        common.story.handshake_ended(HandshakeOutcome::Overload, cx);
-        Close::abort(common, CloseReason::HandshakeFailed, cx)
+        Close::refused(outcome, how, common, cx)
     }
 
     /// One step of the handshake: the only expensive thing that ever happens here. Says what it

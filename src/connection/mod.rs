@@ -34,9 +34,11 @@ pub mod in_flight;
 mod pace;
 pub mod story;
 
+use crate::config::Refuse;
 use crate::io::{Buffer, Errno, Kind, Side, Time};
 use crate::telemetry::labels::{CloseReason, HandshakeOutcome, HandshakeStep, KeyType, State};
 use crate::telemetry::record::Record;
+use crate::worker::sources::table::Handle;
 
 use common::Common;
 use context::Context;
@@ -100,15 +102,43 @@ pub struct Connection {
     common: Common,
     /// The state that the gauges count it under.
     counted: Option<State>,
+    /// The client's source, which counts this connection, and its handshake until that has ended.
+    source: Option<Handle>,
 }
 
 impl Connection {
-    /// Begins the journey of a client that was accepted just now.
-    pub fn begin(mut common: Common, cx: &mut Context<'_>) -> Self {
+    /// Begins the journey of a client that was accepted just now; if `source` counts it, it gives
+    /// back what is counted.
+    pub fn begin(mut common: Common, source: Option<Handle>, cx: &mut Context<'_>) -> Self {
         let stage = Stage::Accept(accept::Accept::begin(&mut common, cx));
-        let mut this = Self { stage, common, counted: None };
+        Self::at(stage, common, source, cx)
+    }
+
+    /// The journey of a client that was accepted just now and is not let in.
+    pub fn refused(
+        mut common: Common,
+        outcome: HandshakeOutcome,
+        how: Refuse,
+        cx: &mut Context<'_>,
+    ) -> Self {
+        let stage = close::Close::refused(outcome, how, &mut common, cx);
+        Self::at(stage, common, None, cx)
+    }
+
+    fn at(stage: Stage, common: Common, source: Option<Handle>, cx: &Context<'_>) -> Self {
+        let mut this = Self { stage, common, counted: None, source };
         this.count_state(cx);
         this
+    }
+
+    /// The client's source, if it counts this connection.
+    pub fn source(&self) -> Option<Handle> {
+        self.source
+    }
+
+    /// Whether its handshake has neither been completed nor failed.
+    pub fn shakes_hands(&self) -> bool {
+        self.counted.is_some_and(is_of_handshake)
     }
 
     /// Takes one completion: bookkeeping first, then the stage.
@@ -151,13 +181,13 @@ impl Connection {
         Some((step, key))
     }
 
-    /// Drops the connection because its handshake's first step has waited too long; `false`: the
-    /// handshake has ended meanwhile.
-    pub fn drop_overdue(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Refuses the handshake its first step, before any cryptography; `false`: it has ended
+    /// meanwhile.
+    pub fn refuse(&mut self, outcome: HandshakeOutcome, how: Refuse, cx: &mut Context<'_>) -> bool {
         let Some(handshake) = self.take_handshake() else {
             return false;
         };
-        self.stage = handshake.drop_overdue(&mut self.common, cx);
+        self.stage = handshake.refuse(outcome, how, &mut self.common, cx);
         self.count_state(cx);
         true
     }
@@ -223,6 +253,9 @@ impl Connection {
     pub fn free(mut self, worker: u16, reason: CloseReason, cx: &mut Context<'_>) -> Record {
         assert!(self.done().is_some(), "a connection is freed when it is done");
         self.common.free(cx);
+        if let Some(source) = self.source.take() {
+            cx.sources.leave(source);
+        }
         cx.counters.closed.of(reason).add(1);
         self.common.story.into_record(worker, reason)
     }
@@ -280,8 +313,19 @@ impl Connection {
             if let Some(is) = is {
                 cx.counters.connections.of(is).add(1);
             }
+            if let Some(source) = self.source
+                && was.is_some_and(is_of_handshake)
+                && !is.is_some_and(is_of_handshake)
+            {
+                cx.sources.handshake_ended(source);
+            }
         }
     }
+}
+
+/// Whether a connection in this state is counted among its source's handshakes.
+fn is_of_handshake(state: State) -> bool {
+    matches!(state, State::ClientHello | State::Handshake)
 }
 
 #[cfg(test)]

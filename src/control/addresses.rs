@@ -120,6 +120,7 @@ mod tests {
             alpn: Vec::new(),
             backlog: Some(7),
             defer_accept: None,
+            connection_rate: None,
             unknown_name: UnknownName::Default,
             certificates: Vec::new(),
             client_auth: None,

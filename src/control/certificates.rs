@@ -32,6 +32,8 @@ pub struct Loaded {
     pub terms: Vec<Arc<Terms>>,
     /// Every certificate, in the order of the configuration.
     pub certificates: Vec<Description>,
+    /// The same, with their keys.
+    pub named: Vec<NamedCertificate>,
     /// Every policy for client certificates, in the order of the configuration.
     pub client_auth: Vec<ClientAuthDescription>,
 }
@@ -162,6 +164,7 @@ pub fn load_at(config: &Config, now: SystemTime) -> Result<Loaded, Vec<Certifica
     let mut loaded = Loaded {
         terms: Vec::with_capacity(config.listeners.len()),
         certificates: Vec::new(),
+        named: Vec::new(),
         client_auth: Vec::new(),
     };
     let mut problems = Vec::new();
@@ -170,6 +173,7 @@ pub fn load_at(config: &Config, now: SystemTime) -> Result<Loaded, Vec<Certifica
         for files in &listener.certificates {
             match certificate(index, files, &provider, unix_seconds(now)) {
                 Ok((certificate, description)) => {
+                    loaded.named.push(certificate.clone());
                     named.push(certificate);
                     loaded.certificates.push(description);
                 }

@@ -15,6 +15,7 @@ pub mod admin;
 pub mod backlog;
 pub mod capacity;
 pub mod certificates;
+pub mod costs;
 pub mod exit;
 pub mod failure;
 pub mod kernel;
@@ -48,7 +49,9 @@ use crate::telemetry::record;
 use crate::tls::resumption::bridge::Beginnings;
 use crate::tls::resumption::shared::Shared;
 use crate::tls::terms::Terms;
+use crate::worker::admission::Costs;
 use crate::worker::command::Command;
+use crate::worker::sources::Sources;
 use backlog::Backlog;
 use failure::Failure;
 use resolve::Resolver;
@@ -127,14 +130,16 @@ pub struct Plan {
     pub open_files: u64,
     /// Ticket keys.
     pub rotation: Rotation,
+    /// What handshakes cost; nothing where nobody asks.
+    pub costs: Costs,
 }
 
 /// Loads certificates, raises the descriptor limit, and works out workers and capacity. Binds no
 /// port and starts no thread: `check` ends here.
 pub fn plan(config: Config) -> Result<Plan, Failure> {
     hide_memory();
-    let terms =
-        certificates::load(&config).map_err(|problems| Failure::certificates(&problems))?.terms;
+    let loaded =
+        certificates::load(&config).map_err(|problems| Failure::certificates(&problems))?;
     let rotation =
         Rotation::start(&config.resumption, unix_time(SystemTime::now()), Instant::now())
             .map_err(|error| Failure::rotation(&error))?;
@@ -147,8 +152,10 @@ pub fn plan(config: Config) -> Result<Plan, Failure> {
     let shape = capacity::Shape::new(&config, cpus.len());
     let connections = capacity::connections_per_worker(&config.limits, shape)
         .map_err(|problem| Failure::configuration(&problem))?;
+    let costs = costs::for_workers(&config, &loaded);
+    let terms = loaded.terms;
     let backlogs = backlog::of(&config, &terms);
-    Ok(Plan { config, terms, backlogs, cpus, connections, open_files, rotation })
+    Ok(Plan { config, terms, backlogs, cpus, connections, open_files, rotation, costs })
 }
 
 async fn serve(
@@ -179,7 +186,7 @@ async fn serve(
         binds: binds.clone(),
         steering: config.workers.steering,
         connections: plan.connections,
-        snapshot: Arc::new(snapshot::build(config, &plan.terms, &addresses)),
+        snapshot: Arc::new(snapshot::build(config, &plan.terms, plan.costs, &addresses)),
         resumption: Beginnings {
             tickets: config.resumption.mode == ResumptionMode::Tickets,
             lifetime: u32::try_from(config.resumption.lifetime.as_secs()).unwrap_or(u32::MAX),
@@ -188,6 +195,7 @@ async fn serve(
             keys: plan.rotation.keys(),
             shared: Arc::clone(&sessions),
         },
+        sources: Arc::new(sources(config)),
         records,
     };
     let supervisor = Supervisor::start(crew, Arc::clone(&process), body).await?;
@@ -308,8 +316,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
     fn tell(&mut self, now: Instant) {
         let values = Values {
             connections_per_worker: self.plan.connections,
-            client_hello_bytes: self.plan.config.limits.client_hello_bytes,
-            min_rate: self.plan.config.limits.min_rate,
+            limits: self.plan.config.limits.clone(),
             open_files: self.plan.open_files,
             timeouts: self.plan.config.timeouts.clone(),
         };
@@ -355,9 +362,16 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
 
     fn publish(&mut self, addresses: &resolve::Addresses) {
         tracing::info!("the addresses of the servers changed; the workers are told");
-        let snapshot = snapshot::build(&self.plan.config, &self.plan.terms, addresses);
+        let Plan { config, terms, costs, .. } = &self.plan;
+        let snapshot = snapshot::build(config, terms, *costs, addresses);
         self.supervisor.send(&Command::Snapshot(Arc::new(snapshot)));
     }
+}
+
+/// Room to count sources, where anything of them is limited.
+fn sources(config: &Config) -> Sources {
+    let per_source = &config.limits.per_source;
+    Sources::new(if per_source.is_on() { per_source.sources } else { 0 }, config.listeners.len())
 }
 
 /// Time since 1970, zero before.

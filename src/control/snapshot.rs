@@ -4,16 +4,22 @@ use std::sync::Arc;
 
 use crate::config::{Config, Connect};
 use crate::tls::terms::Terms;
+use crate::worker::admission::{Admission, Costs};
 use crate::worker::snapshot::{Backend, Listener, Server, Snapshot};
 
 use super::resolve::Addresses;
 
 /// Builds one snapshot. `terms` are by listener, `addresses` by backend and server; a server
-/// without an address is left out.
+/// without an address is left out. `costs` are those of handshakes.
 ///
 /// # Panics
 /// When there are not as many terms as listeners, or addresses as backends: a defect of ours.
-pub fn build(config: &Config, terms: &[Arc<Terms>], addresses: &Addresses) -> Snapshot {
+pub fn build(
+    config: &Config,
+    terms: &[Arc<Terms>],
+    costs: Costs,
+    addresses: &Addresses,
+) -> Snapshot {
     assert_eq!(terms.len(), config.listeners.len());
     assert_eq!(addresses.0.len(), config.backends.len());
     let listeners = config
@@ -23,6 +29,7 @@ pub fn build(config: &Config, terms: &[Arc<Terms>], addresses: &Addresses) -> Sn
         .map(|(listener, terms)| Listener {
             terms: Arc::clone(terms),
             backend: index(listener.backend),
+            connection_rate: listener.connection_rate,
         })
         .collect();
     let backends = config
@@ -43,6 +50,7 @@ pub fn build(config: &Config, terms: &[Arc<Terms>], addresses: &Addresses) -> Sn
     Snapshot {
         listeners,
         backends,
+        admission: Admission::new(&config.limits, costs),
         handshake: config.handshake,
         timeouts: config.timeouts.clone(),
         client_hello_bytes: config.limits.client_hello_bytes,
@@ -76,7 +84,7 @@ mod tests {
             vec![],
             vec![address("10.0.0.3")],
         ]]);
-        let snapshot = build(&config, &[], &addresses);
+        let snapshot = build(&config, &[], Costs::default(), &addresses);
         let seen: Vec<(u16, &Address)> = snapshot.backends[0]
             .servers
             .iter()

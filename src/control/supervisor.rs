@@ -21,6 +21,7 @@ use crate::tls::resumption::bridge::Beginnings;
 use crate::worker::Bind;
 use crate::worker::command::Command;
 use crate::worker::snapshot::Snapshot;
+use crate::worker::sources::Sources;
 
 use super::failure::Failure;
 use super::signals;
@@ -44,6 +45,8 @@ pub struct Crew {
     pub snapshot: Arc<Snapshot>,
     /// The tickets and sessions that each of them begins with.
     pub resumption: Beginnings,
+    /// What they count together of each source of clients.
+    pub sources: Arc<Sources>,
     /// The access log's queues, one per worker; empty: there is no access log.
     pub records: Vec<record::Sender>,
 }
@@ -126,6 +129,7 @@ impl Supervisor {
                 connections: crew.connections,
                 snapshot: Arc::clone(&crew.snapshot),
                 resumption: crew.resumption.clone(),
+                sources: Arc::clone(&crew.sources),
                 counters: supervisor.counters(index),
                 records: records.next(),
                 mailbox: receiver,
@@ -318,6 +322,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::telemetry::exposition::Observed;
+    use crate::worker::admission::{Admission, Costs};
 
     /// A worker that serves nobody and obeys.
     pub(in crate::control) fn obedient(start: Start, ready: Ready) {
@@ -341,6 +346,7 @@ pub(super) mod tests {
             connections: 1,
             snapshot: Arc::new(empty()),
             resumption: Beginnings::for_tests(),
+            sources: Arc::new(Sources::new(0, 0)),
             records: Vec::new(),
         };
         let process = Arc::new(Process::new(workers, SystemTime::now()));
@@ -352,6 +358,7 @@ pub(super) mod tests {
         Snapshot {
             listeners: Vec::new(),
             backends: Vec::new(),
+            admission: Admission::new(&crate::config::Limits::default(), Costs::default()),
             handshake: crate::config::Handshake::default(),
             timeouts: crate::config::Timeouts {
                 handshake: second,

@@ -28,6 +28,7 @@ pub(super) fn config(directory: &Path) -> Config {
             alpn: Vec::new(),
             backlog: Some(1),
             defer_accept: None,
+            connection_rate: None,
             unknown_name: UnknownName::Default,
             certificates: vec![CertificateFiles {
                 chain,

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use crate::config::Timeouts;
+use crate::config::{Limits, Timeouts, show_duration};
 use crate::limits::{
     CLIENT_HELLO_RECORDS_MAX, FAILURE_SUMMARY_INTERVAL, LIMIT_QUIET, RECEIVE_BUFFERS,
 };
@@ -19,10 +19,8 @@ use crate::telemetry::log::{Episode, Sampled, Turn};
 pub struct Values {
     /// Connections per worker.
     pub connections_per_worker: u32,
-    /// `limits.client_hello_bytes`.
-    pub client_hello_bytes: usize,
-    /// `limits.min_rate`.
-    pub min_rate: u32,
+    /// `limits`.
+    pub limits: Limits,
     /// `RLIMIT_NOFILE`, as raised.
     pub open_files: u64,
     /// `timeouts`.
@@ -185,7 +183,7 @@ fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
             return format!("; timeouts.client_hello is {:?}", values.timeouts.client_hello);
         }
         HandshakeOutcome::ClientHelloTooLarge => {
-            return format!("; limits.client_hello_bytes is {}", values.client_hello_bytes);
+            return format!("; limits.client_hello_bytes is {}", values.limits.client_hello_bytes);
         }
         HandshakeOutcome::Draining => {
             return format!("; timeouts.drain is {:?}", values.timeouts.drain);
@@ -195,6 +193,11 @@ fn failure(outcome: HandshakeOutcome, values: &Values) -> String {
                     update: put the newer one there and start again"
                 .to_owned();
         }
+        HandshakeOutcome::ConnectionRate => "limits.connection_rate",
+        HandshakeOutcome::ListenerConnectionRate => "listener.connection_rate",
+        HandshakeOutcome::SourceConnections => "limits.per_source.connections",
+        HandshakeOutcome::SourceHandshakes => "limits.per_source.handshakes",
+        HandshakeOutcome::SourceHandshakeCpu => "limits.per_source.handshake_cpu",
         HandshakeOutcome::ClientCertificateRequired => "listener.client_auth.mode",
         HandshakeOutcome::ClientCertificateRevoked => "listener.client_auth.crl",
         HandshakeOutcome::ClientCertificateUnknownIssuer => "listener.client_auth.ca",
@@ -242,12 +245,12 @@ fn cut(reason: CloseReason, values: &Values) -> String {
         CloseReason::ClientTooSlow => format!(
             "; they took fewer than limits.min_rate, {} bytes a second, over \
              timeouts.stalled, {:?}",
-            values.min_rate, timeouts.stalled
+            values.limits.min_rate, timeouts.stalled
         ),
         CloseReason::ServerTooSlow => format!(
             "; the backend's servers took fewer than limits.min_rate, {} bytes a second, over \
              timeouts.stalled, {:?}",
-            values.min_rate, timeouts.stalled
+            values.limits.min_rate, timeouts.stalled
         ),
         CloseReason::RecordTimeout => format!(
             "; a TLS record was begun and not complete within timeouts.stalled, {:?}",
@@ -320,11 +323,17 @@ fn advice(f: &mut fmt::Formatter<'_>, limit: Limit, values: &Values) -> fmt::Res
             "handshakes waited longer than handshake.queue_deadline, and their clients got a reset \
              before any cryptography; add workers or cores, or see who floods you"
         ),
+        Limit::ConnectionRate
+        | Limit::ListenerConnectionRate
+        | Limit::SourceConnections
+        | Limit::SourceHandshakes
+        | Limit::SourceHandshakeCpu
+        | Limit::SourceTable => f.write_str(&admission_advice(limit, &values.limits)),
         Limit::ClientHelloBytes => write!(
             f,
             "a client sent more than {} bytes without a complete ClientHello and was \
              refused; if it is genuine, raise limits.client_hello_bytes",
-            values.client_hello_bytes
+            values.limits.client_hello_bytes
         ),
         Limit::ClientHelloRecords => write!(
             f,
@@ -336,27 +345,71 @@ fn advice(f: &mut fmt::Formatter<'_>, limit: Limit, values: &Values) -> fmt::Res
             "all {RECEIVE_BUFFERS} receive buffers are in use, and receives wait a \
              turn; no data is lost; add workers (workers.count) if it lasts"
         ),
-        Limit::SessionsPerWorker => write!(
-            f,
-            "older sessions leave the worker's own cache for newer ones; that costs \
-             nothing while the cache of all workers has them; else raise \
-             resumption.sessions_per_worker"
-        ),
-        Limit::Sessions => write!(
-            f,
-            "older sessions leave the cache of all workers for newer ones, and their \
-             clients will need a full handshake; raise resumption.sessions and \
-             resumption.session_bytes"
-        ),
-        Limit::SessionBytes => write!(
-            f,
-            "a session is too large to be kept or sealed into a ticket, because its \
-             client's certificates are; such clients need a full handshake each time"
-        ),
+        Limit::SessionsPerWorker | Limit::Sessions | Limit::SessionBytes => {
+            f.write_str(session_advice(limit))
+        }
         Limit::AccessLogRecords => write!(
             f,
             "the access log does not keep up and records are dropped; put \
              access_log.path on a faster disk, or remove [access_log]"
+        ),
+    }
+}
+
+/// [`advice`] about sessions.
+fn session_advice(limit: Limit) -> &'static str {
+    match limit {
+        Limit::SessionsPerWorker => {
+            "older sessions leave the worker's own cache for newer ones; that costs nothing while \
+             the cache of all workers has them; else raise resumption.sessions_per_worker"
+        }
+        Limit::Sessions => {
+            "older sessions leave the cache of all workers for newer ones, and their clients will \
+             need a full handshake; raise resumption.sessions and resumption.session_bytes"
+        }
+        _ => {
+            "a session is too large to be kept or sealed into a ticket, because its client's \
+             certificates are; such clients need a full handshake each time"
+        }
+    }
+}
+
+/// [`advice`] about the limits that refuse clients.
+fn admission_advice(limit: Limit, limits: &Limits) -> String {
+    let per_source = &limits.per_source;
+    let count = |value: Option<u32>| value.map_or_else(String::new, |value| format!(" of {value}"));
+    let networks = "; raise it, or name in limits.per_source.allow the networks behind which many \
+                    clients share an address";
+    match limit {
+        Limit::ConnectionRate => format!(
+            "new connections come faster than limits.connection_rate{} a second, and those above \
+             it are refused; raise it, or see who floods you",
+            count(limits.connection_rate)
+        ),
+        Limit::ListenerConnectionRate => "new connections come faster than the connection_rate of \
+             their listener, and those above it are refused; raise it, or see who floods you"
+            .to_owned(),
+        Limit::SourceConnections => format!(
+            "a source has its limits.per_source.connections{}, and what it opens besides is \
+             refused{networks}",
+            count(per_source.connections)
+        ),
+        Limit::SourceHandshakes => format!(
+            "a source has its limits.per_source.handshakes{} under way, and what it opens besides \
+             is refused{networks}",
+            count(per_source.handshakes)
+        ),
+        Limit::SourceHandshakeCpu => format!(
+            "a source's handshakes have cost its limits.per_source.handshake_cpu{} a second, and \
+             those above it are refused before any cryptography{networks}",
+            per_source
+                .handshake_cpu
+                .map_or_else(String::new, |cpu| { format!(" of {}", show_duration(cpu)) })
+        ),
+        _ => format!(
+            "more sources have something open than limits.per_source.sources, {}, can count side \
+             by side, and newcomers are let in uncounted; raise it (16 bytes each)",
+            per_source.sources
         ),
     }
 }
@@ -400,11 +453,26 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
+    use crate::config::{PerSource, Refuse};
 
     const VALUES: Values = Values {
         connections_per_worker: 1234,
-        client_hello_bytes: 5678,
-        min_rate: 4321,
+        limits: Limits {
+            connections_per_worker: None,
+            client_hello_bytes: 5678,
+            min_rate: 4321,
+            connection_rate: Some(4321),
+            refuse: Refuse::Reset,
+            per_source: PerSource {
+                connections: Some(71),
+                handshakes: Some(72),
+                handshake_cpu: Some(Duration::from_millis(73)),
+                ipv4_prefix: 32,
+                ipv6_prefix: 64,
+                allow: Vec::new(),
+                sources: 7474,
+            },
+        },
         open_files: 9999,
         timeouts: Timeouts {
             handshake: Duration::from_secs(11),
@@ -453,6 +521,12 @@ mod tests {
             (Limit::Sessions, "", "resumption.session_bytes"),
             (Limit::SessionBytes, "", "certificates"),
             (Limit::ReceiveBuffers, "256", "workers.count"),
+            (Limit::ConnectionRate, "4321", "limits.connection_rate"),
+            (Limit::ListenerConnectionRate, "", "connection_rate"),
+            (Limit::SourceConnections, "71", "limits.per_source.connections"),
+            (Limit::SourceHandshakes, "72", "limits.per_source.handshakes"),
+            (Limit::SourceHandshakeCpu, "73ms", "limits.per_source.handshake_cpu"),
+            (Limit::SourceTable, "7474", "limits.per_source.sources"),
         ] {
             let text = Text(Notice::LimitReached { worker: 7, limit }, &VALUES).to_string();
             for part in ["worker 7", limit.label(), value, key] {

@@ -7,7 +7,7 @@
 mod connect;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed};
@@ -46,6 +46,9 @@ const OPTION_BYTES: u32 = 4;
 const _: () = assert!(size_of::<libc::c_int>() == OPTION_BYTES as usize);
 /// `AF_UNSPEC`, which is 0.
 static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
+
+/// When every ring's clock has begun: what one worker notes, another may compare.
+static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Optional features of the running kernel that the ring uses when they are there.
 #[derive(Debug, Clone, Copy, Default)]
@@ -145,7 +148,7 @@ impl Ring {
             features,
             cpu: None,
             answered: Vec::new(),
-            started: Instant::now(),
+            started: *STARTED,
         };
         this.read_mailbox();
         Ok(this)

@@ -14,6 +14,7 @@ use crate::telemetry::counters::Counters;
 use crate::telemetry::record;
 use crate::tls::resumption::bridge::Beginnings;
 use crate::worker::snapshot::Snapshot;
+use crate::worker::sources::Sources;
 use crate::worker::{Bind, Progress, Setup, Worker, slots};
 
 /// Everything a worker's thread starts with.
@@ -33,6 +34,8 @@ pub struct Start {
     pub snapshot: Arc<Snapshot>,
     /// The tickets and sessions that it begins with.
     pub resumption: Beginnings,
+    /// What all workers count together of each source of clients.
+    pub sources: Arc<Sources>,
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Where its access-log records go.
@@ -157,6 +160,7 @@ fn prepare(start: Start) -> Result<(Worker<Ring>, Vec<u32>), StartError> {
             connections: start.connections,
             snapshot: start.snapshot,
             resumption: start.resumption,
+            sources: start.sources,
             counters: start.counters,
             records: start.records,
             commands,

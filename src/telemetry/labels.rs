@@ -122,10 +122,14 @@ labels! {
         ClientHelloTooManyRecords = "client_hello_too_many_records",
         /// The client reset the connection.
         ClientReset = "client_reset",
+        /// More new connections came in a second than `limits.connection_rate` lets in.
+        ConnectionRate = "connection_rate",
         /// We were told to stop before the handshake was complete.
         Draining = "draining",
         /// A defect of ours.
         InternalError = "internal_error",
+        /// More new connections came in a second than the listener's `connection_rate` lets in.
+        ListenerConnectionRate = "listener_connection_rate",
         /// The worker had more handshakes to do than it could: this one had waited longer than
         /// `handshake.queue_deadline`, or twice `handshake.max_pending` waited. The client got a
         /// reset before any cryptography.
@@ -144,6 +148,14 @@ labels! {
         NotTls = "not_tls",
         /// The client spoke plain HTTP to the TLS port.
         PlainHttp = "plain_http",
+        /// The client's source had `limits.per_source.connections` already: this one was refused.
+        SourceConnections = "source_connections",
+        /// The client's source had used up `limits.per_source.handshake_cpu`: this one was refused
+        /// before any cryptography.
+        SourceHandshakeCpu = "source_handshake_cpu",
+        /// The client's source had `limits.per_source.handshakes` under way already: this one was
+        /// refused.
+        SourceHandshakes = "source_handshakes",
         /// `timeouts.handshake` passed.
         Timeout = "timeout",
         /// No certificate for the server name the client asked for.
@@ -341,6 +353,18 @@ labels! {
         /// `handshake.queue_deadline` was over before a handshake's first step, or more waited than
         /// may: the client got a reset.
         HandshakesDropped = "handshakes_dropped",
+        /// `limits.connection_rate`: a new connection was refused.
+        ConnectionRate = "connection_rate",
+        /// `listener.connection_rate`: a new connection was refused.
+        ListenerConnectionRate = "listener_connection_rate",
+        /// `limits.per_source.connections`: a new connection was refused.
+        SourceConnections = "source_connections",
+        /// `limits.per_source.handshakes`: a new connection was refused.
+        SourceHandshakes = "source_handshakes",
+        /// `limits.per_source.handshake_cpu`: a handshake was refused before any cryptography.
+        SourceHandshakeCpu = "source_handshake_cpu",
+        /// `limits.per_source.sources`: a connection was let in whose source cannot be counted.
+        SourceTable = "source_table",
         /// `limits.client_hello_bytes`.
         ClientHelloBytes = "client_hello_bytes",
         /// `limits::CLIENT_HELLO_RECORDS_MAX` records of one `ClientHello`.

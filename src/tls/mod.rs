@@ -6,6 +6,7 @@ pub mod failure;
 pub mod hello;
 pub mod provider;
 mod record;
+pub mod rehearsal;
 pub mod resolver;
 pub mod resumption;
 pub mod session;

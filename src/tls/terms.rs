@@ -142,6 +142,7 @@ mod tests {
             alpn: alpn.iter().map(ToString::to_string).collect(),
             backlog: None,
             defer_accept: None,
+            connection_rate: None,
             unknown_name,
             certificates: Vec::new(),
             client_auth: None,

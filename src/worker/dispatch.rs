@@ -6,13 +6,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::config::Refuse;
 use crate::connection::common::Common;
 use crate::connection::context::Context;
 use crate::connection::{Connection, Delivery};
 use crate::io::{Completion, Io, Kind, Payload};
-use crate::telemetry::labels::{CloseReason, HandshakeQueue, Label, Limit};
+use crate::telemetry::labels::{CloseReason, HandshakeOutcome, HandshakeQueue, Label, Limit};
 
 use super::Worker;
+use super::admission::Refusal;
 use super::scheduler::{Next, Waiting};
 use super::table::Entry;
 
@@ -34,6 +36,7 @@ macro_rules! context {
             counters: &$worker.counters,
             resumption: &$worker.resumption,
             cursors: &mut $worker.cursors,
+            sources: &$worker.sources,
         }
     };
 }
@@ -58,10 +61,19 @@ impl<I: Io> Worker<I> {
         self.counters.accepted.add(1);
         let local = Some(bind.address).filter(|address| !address.ip().is_unspecified());
         let snapshot = Rc::clone(&self.snapshot);
-        let common = Common::new(snapshot, client, local, bind.listener, self.now);
+        let listener = bind.listener;
+        let common = Common::new(snapshot, client, local, listener, self.now);
+        let admitted = self.admit(listener, client.ip());
         let mut cx = context!(self);
-        let connection = Box::new(Connection::begin(common, &mut cx));
-        self.table.occupy(token.slot, connection);
+        let connection = match admitted {
+            Ok(source) => Connection::begin(common, source, &mut cx),
+            Err(refusal) => {
+                self.counters.limits.of(refusal.limit()).add(1);
+                let how = self.snapshot.admission.refuse;
+                Connection::refused(common, refusal.outcome(), how, &mut cx)
+            }
+        };
+        self.table.occupy(token.slot, Box::new(connection));
         self.after_event(token.slot, token.generation);
     }
 
@@ -164,6 +176,10 @@ impl<I: Io> Worker<I> {
     /// One step of one handshake, and what it has cost.
     fn step(&mut self, queue: HandshakeQueue, waiting: Waiting) {
         let Waiting { slot, generation, since } = waiting;
+        if queue != HandshakeQueue::UnderWay && self.is_spent(slot, generation) {
+            return self.refuse(waiting, Refusal::SourceHandshakeCpu);
+        }
+        let source = self.source(slot, generation);
         let mut done = None;
         self.with_connection(slot, generation, |connection, cx| done = connection.step(cx));
         // It has gone meanwhile, and cost nothing.
@@ -172,7 +188,9 @@ impl<I: Io> Worker<I> {
         };
         let begun = self.now;
         self.now = self.io.after_step(step);
-        let nanos = u64::try_from(self.now.since(begun).as_nanos()).unwrap_or(u64::MAX);
+        let took = self.now.since(begun);
+        self.charge(source, (step, key), took);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let [steps, time] = self.counters.steps(step);
         steps.of(key).add(1);
         time.of(key).add(nanos);
@@ -183,7 +201,7 @@ impl<I: Io> Worker<I> {
         let Waiting { slot, generation, .. } = waiting;
         let mut dropped = false;
         self.with_connection(slot, generation, |connection, cx| {
-            dropped = connection.drop_overdue(cx);
+            dropped = connection.refuse(HandshakeOutcome::Overload, Refuse::Reset, cx);
         });
         if dropped {
             self.counters.limits.of(Limit::HandshakesDropped).add(1);

@@ -2,11 +2,13 @@
 //! timers and arms accepts; everything a connection decides is in [`crate::connection`].
 
 pub mod accepting;
+pub mod admission;
 pub mod command;
 pub mod dispatch;
 pub mod paged;
 pub mod scheduler;
 pub mod snapshot;
+pub mod sources;
 pub mod table;
 pub mod timers;
 
@@ -31,6 +33,7 @@ use accepting::Accepting;
 use command::Command;
 use scheduler::Scheduler;
 use snapshot::{Local, Snapshot};
+use sources::Sources;
 use table::{Entry, Table};
 use timers::Timers;
 
@@ -60,6 +63,8 @@ pub struct Setup {
     pub snapshot: Arc<Snapshot>,
     /// The tickets and sessions that it begins with.
     pub resumption: Beginnings,
+    /// What all workers count together of each source of clients.
+    pub sources: Arc<Sources>,
     /// Where it counts.
     pub counters: Arc<Counters>,
     /// Where its access-log records go; `None`: nobody wants them.
@@ -98,6 +103,7 @@ pub struct Worker<I: Io> {
     pool: Pool,
     cursors: Vec<RoundRobin>,
     resumption: Rc<Resumption>,
+    sources: Arc<Sources>,
     now: Time,
     unix: u32,
     /// When what has not drained is aborted; `None` while running normally.
@@ -144,6 +150,7 @@ impl<I: Io> Worker<I> {
             pool: Pool::default(),
             cursors,
             resumption: Rc::new(Resumption::new(setup.resumption)),
+            sources: setup.sources,
             now,
             unix,
             drain_until: None,
@@ -206,13 +213,19 @@ impl<I: Io> Worker<I> {
     /// When one does not hold.
     pub fn check_invariants(&self) {
         let mut open = 0;
+        let (mut counted, mut handshakes) = (0, 0);
         for (_, _, entry) in self.table.iter() {
             if let Entry::Open(connection) = entry {
                 connection.check_invariants();
                 assert!(connection.done().is_none(), "a done connection keeps its slot");
                 open += 1;
+                let is_counted = connection.source().is_some();
+                counted += u64::from(is_counted);
+                handshakes += u64::from(is_counted && connection.shakes_hands());
             }
         }
+        let totals = self.sources.totals();
+        assert!(totals.0 >= counted && totals.1 >= handshakes, "{totals:?} of all workers");
         assert_eq!(open, self.table.open(), "the table counts its connections");
         let gauges: u64 = <crate::telemetry::labels::State as crate::telemetry::labels::Label>::ALL
             .iter()

@@ -7,6 +7,8 @@ use crate::config::{Handshake, ProxyVersion, Timeouts};
 use crate::io::Address;
 use crate::tls::terms::Terms;
 
+use super::admission::Admission;
+
 /// One configuration, as the data plane uses it.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -14,6 +16,8 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// By index of the backend in the configuration.
     pub backends: Vec<Backend>,
+    /// Who is let in.
+    pub admission: Admission,
     /// How time is shared out to handshakes.
     pub handshake: Handshake,
     /// Deadlines of every stage.
@@ -60,6 +64,8 @@ pub struct Listener {
     pub terms: Arc<Terms>,
     /// Index into [`Snapshot::backends`].
     pub backend: u16,
+    /// New connections in a second that are let in; `None`: as many as come.
+    pub connection_rate: Option<u32>,
 }
 
 /// A group of servers.

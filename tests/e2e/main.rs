@@ -29,6 +29,7 @@ mod relay;
 mod resumption;
 mod shutdown;
 mod slow;
+mod sources;
 mod start_up;
 mod tune;
 mod workers;

@@ -31,6 +31,7 @@ mod scenarios;
 mod server;
 mod sim_io;
 mod slow;
+mod sources;
 mod trust;
 mod world;
 
@@ -117,6 +118,11 @@ impl Reached {
             "connections_per_worker",
             "kernel_files",
             "receive_buffers",
+            "connection_rate",
+            "listener_connection_rate",
+            "source_connections",
+            "source_handshakes",
+            "source_handshake_cpu",
             "connect_retries",
             "rests",
             "ticket",

@@ -1,10 +1,10 @@
 //! One run: a worker, its simulated kernel and a world, from the first client to the last record.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use portcullis::config::{Handshake, ProxyVersion, Timeouts};
+use portcullis::config::{Handshake, Limits, PerSource, ProxyVersion, Refuse, Timeouts};
 use portcullis::io::{Address, Time};
 use portcullis::limits::{CONNECT_TRIES_MAX, MAILBOX_COMMANDS_MAX};
 use portcullis::telemetry::counters::Counters;
@@ -12,8 +12,10 @@ use portcullis::telemetry::labels::{CloseReason, HandshakeOutcome, Label, State}
 use portcullis::telemetry::record::Record;
 use portcullis::tls::resumption::bridge::{Beginnings, Bridge};
 use portcullis::tls::terms::Terms;
+use portcullis::worker::admission::{Admission, Costs};
 use portcullis::worker::command::Command;
 use portcullis::worker::snapshot::{Backend, Listener, Server, Snapshot};
+use portcullis::worker::sources::Sources;
 use portcullis::worker::{Bind, Progress, Setup, Worker};
 
 use crate::conversation::Conversation;
@@ -32,6 +34,8 @@ pub(crate) struct Setting {
     pub(crate) faults: Faults,
     /// When each client comes, and what it and its server do.
     pub(crate) clients: Vec<(Time, Plan)>,
+    /// Where they come from; the others each from an address of their own.
+    pub(crate) addresses: Vec<Ipv4Addr>,
     /// Slots in the worker's table.
     pub(crate) connections: u32,
     pub(crate) servers: u16,
@@ -40,6 +44,10 @@ pub(crate) struct Setting {
     pub(crate) client_hello_bytes: usize,
     pub(crate) min_rate: u32,
     pub(crate) handshake: Handshake,
+    /// Rates and limits of sources, of which 64 are counted side by side.
+    pub(crate) limits: Limits,
+    /// `listener.connection_rate` of the first listener.
+    pub(crate) connection_rate: Option<u32>,
     pub(crate) timeouts: Timeouts,
     /// Commands before the last client has gone.
     pub(crate) commands: Vec<(Time, Sent)>,
@@ -69,6 +77,7 @@ impl Setting {
             seed: 1,
             faults: Faults::none(),
             clients: plans.into_iter().map(|plan| (Time(0), plan)).collect(),
+            addresses: Vec::new(),
             connections: 8,
             servers: 2,
             proxy: None,
@@ -80,6 +89,8 @@ impl Setting {
                 queue_deadline: Duration::from_secs(10),
                 max_pending: 16,
             },
+            limits: Limits::default(),
+            connection_rate: None,
             timeouts: Timeouts {
                 handshake: Duration::from_secs(30),
                 client_hello: Duration::from_secs(30),
@@ -117,10 +128,11 @@ impl Setting {
         command(&mut random, 200, Sent::Drain(Duration::from_micros(timeout)));
         command(&mut random, 50, Sent::Stop);
         let rest = Duration::from_millis(random.pick(&[0, 5, 20, 1000]));
-        Self {
+        let setting = Self {
             seed,
             faults,
             clients,
+            addresses: Vec::new(),
             connections: random.pick(&[1, 3, 8, 32]),
             servers: random.pick(&[1, 2, 3]),
             proxy: random.pick(&[None, None, Some(ProxyVersion::V1), Some(ProxyVersion::V2)]),
@@ -139,7 +151,32 @@ impl Setting {
                 stalled: Duration::from_secs(random.pick(&[20, 20, 90])),
                 ..Self::of(Vec::new()).timeouts
             },
+            limits: Limits::default(),
+            connection_rate: None,
+            timeouts: Timeouts { rest, ..Self::of(Vec::new()).timeouts },
+        };
+        setting.with_limits(&mut random)
+    }
+
+    /// With limits in a third of all settings, and clients that come from few sources.
+    fn with_limits(mut self, random: &mut Random) -> Self {
+        if !random.chance(300) {
+            return self;
         }
+        self.limits = Limits {
+            connection_rate: random.pick(&[None, None, Some(2)]),
+            refuse: random.pick(&[Refuse::Reset, Refuse::Close]),
+            per_source: PerSource {
+                connections: random.pick(&[None, Some(1), Some(3)]),
+                handshakes: random.pick(&[None, Some(1), Some(3)]),
+                handshake_cpu: random.pick(&[None, Some(Duration::from_millis(1))]),
+                ipv4_prefix: random.pick(&[24, 31, 32]),
+                ..PerSource::default()
+            },
+            ..Limits::default()
+        };
+        self.connection_rate = random.pick(&[None, None, Some(1)]);
+        self
     }
 
     fn ends_early(&self) -> bool {
@@ -149,8 +186,11 @@ impl Setting {
 
     fn snapshot(&self) -> Arc<Snapshot> {
         // The first listener has our own record layer, the second rustls's.
-        let listener =
-            |lean| Listener { terms: Arc::new(Terms::new(server_config(lean))), backend: 0 };
+        let listener = |lean| Listener {
+            terms: Arc::new(Terms::new(server_config(lean))),
+            backend: 0,
+            connection_rate: self.connection_rate.filter(|_| lean),
+        };
         let server = |server| Server {
             server,
             address: Address::Inet(SocketAddr::from(([198, 51, 100, 1], 8000 + server))),
@@ -162,6 +202,7 @@ impl Setting {
                 on_first_byte: self.on_first_byte,
                 send_proxy_protocol: self.proxy,
             }],
+            admission: Admission::new(&self.limits, Costs::default()),
             handshake: self.handshake,
             timeouts: self.timeouts.clone(),
             client_hello_bytes: self.client_hello_bytes,
@@ -178,6 +219,9 @@ impl Setting {
             let listener = number % LISTENERS;
             let mut talk = Conversation::new(self.seed, number, listener, plan.clone());
             talk.on_first_byte = self.on_first_byte;
+            if let Some(address) = self.addresses.get(number) {
+                talk.address.set_ip((*address).into());
+            }
             world.expect_client(*at, talk);
         }
         for (at, sent) in &self.commands {
@@ -197,6 +241,7 @@ impl Setting {
         let (sender, commands) = rtrb::RingBuffer::new(MAILBOX_COMMANDS_MAX);
         let (records, mut told) = rtrb::RingBuffer::new(1024);
         let counters = Arc::new(Counters::default());
+        let sources = Arc::new(Sources::new(64, LISTENERS));
         let drain = Command::Drain { timeout: self.timeouts.drain };
         let io = SimIo::new(self.world(&snapshot), sender, Some(drain));
         let bind = |number: usize| Bind {
@@ -211,6 +256,7 @@ impl Setting {
             connections: self.connections,
             snapshot,
             resumption: Beginnings::for_tests(),
+            sources: Arc::clone(&sources),
             counters: Arc::clone(&counters),
             records: Some(records),
             commands,
@@ -220,6 +266,7 @@ impl Setting {
             worker.check_invariants();
         }
         worker.check_invariants();
+        assert_eq!(sources.totals(), (0, 0), "connections and handshakes that no source gave back");
         let io = worker.io_mut();
         io.check_nothing_leaked();
         io.come_to_rest();
@@ -243,11 +290,9 @@ impl Setting {
             // Above any ClientHello that a client here sends.
             let hello_fits = self.client_hello_bytes >= 4096;
             let kind = talk.must_finish(tries_max) && !talk.client.misbehaved;
-            // More came at once than may wait.
-            let dropped = record
-                .as_ref()
-                .is_some_and(|record| record.handshake == HandshakeOutcome::Overload);
-            if kind && hello_fits && !dropped && !self.ends_early() {
+            // More came at once than may wait, or than may come.
+            let refused = record.as_ref().is_some_and(|record| is_refused(record.handshake));
+            if kind && hello_fits && !refused && !self.ends_early() {
                 let reason = record.as_ref().map(|record| record.reason);
                 assert_eq!(
                     reason,
@@ -272,6 +317,19 @@ impl Setting {
         assert_eq!(counters.accepted.get(), told.count() as u64, "accepted");
         assert_eq!(counters.panics.get(), 0, "a stage panicked");
     }
+}
+
+/// Whether a client was turned away without having done anything wrong.
+fn is_refused(handshake: HandshakeOutcome) -> bool {
+    matches!(
+        handshake,
+        HandshakeOutcome::Overload
+            | HandshakeOutcome::ConnectionRate
+            | HandshakeOutcome::ListenerConnectionRate
+            | HandshakeOutcome::SourceConnections
+            | HandshakeOutcome::SourceHandshakes
+            | HandshakeOutcome::SourceHandshakeCpu
+    )
 }
 
 /// A certificate whose signatures have one length, always: bytes on the wire follow from the seed.

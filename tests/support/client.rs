@@ -1,9 +1,11 @@
 //! TLS clients of our own, for what command-line peers cannot do.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -43,6 +45,20 @@ pub(crate) fn config() -> ClientConfig {
 /// A TCP connection whose reads and writes cannot block for ever.
 pub(crate) fn tcp(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, STUCK)?;
+    stream.set_read_timeout(Some(STUCK))?;
+    stream.set_write_timeout(Some(STUCK))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// [`tcp`] from an address of 127/8.
+pub(crate) fn tcp_from(source: Ipv4Addr, address: SocketAddr) -> std::io::Result<TcpStream> {
+    let SocketAddr::V4(address) = address else { panic!("{address} is not of IPv4") };
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
+    socket::connect(socket.as_raw_fd(), &SockaddrIn::from(address))?;
+    let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(STUCK))?;
     stream.set_write_timeout(Some(STUCK))?;
     stream.set_nodelay(true)?;
@@ -118,5 +134,5 @@ pub(crate) fn finish(mut tls: Tls) {
 /// Makes the close of `stream` a reset.
 pub(crate) fn reset_at_close(stream: &TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
+    socket::setsockopt(stream, socket::sockopt::Linger, &linger).unwrap();
 }

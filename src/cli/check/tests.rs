@@ -75,6 +75,41 @@ fn limits_stand_in_the_order_in_which_they_bite() {
 }
 
 #[test]
+fn admission_shows_what_is_limited_and_what_handshakes_cost() {
+    let seen = |more: &str| {
+        let (_directory, path) = site(more);
+        let report = report(&path, SystemTime::now());
+        assert_eq!(report.problems, "");
+        fits_the_terminal(&report);
+        let (_, section) = report.text.split_once("Admission\n").expect("the section");
+        let (section, _) = section.split_once("\n\n").expect("its end");
+        section.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let unlimited = seen("");
+    assert!(unlimited.contains("new connections: as many as come sources"), "{unlimited}");
+    assert!(unlimited.contains("(no limits.per_source)"), "{unlimited}");
+    assert!(unlimited.contains("measured just now: key full resumed ECDSA P-256"), "{unlimited}");
+    let limited = seen(
+        "[limits]\nconnection_rate = 77\nrefuse = \"close\"\n[limits.per_source]\n\
+         connections = 66\nhandshakes = 55\nhandshake_cpu = \"44s\"\nipv6_prefix = 56\n\
+         allow = [\"10.0.0.0/8\"]\nsources = 1024\n",
+    );
+    for part in [
+        "new connections: 77 a second",
+        "(IPv4 /32, IPv6 /56)",
+        "66 connections",
+        "55 handshakes under way",
+        "44s of processor time",
+        "not limited: 10.0.0.0/8",
+        "1024 sources are counted side by side, in 16 KiB",
+        "are closed, before any cryptography",
+        " resumed a second",
+    ] {
+        assert!(limited.contains(part), "{part}: {limited}");
+    }
+}
+
+#[test]
 fn certificates_warn_from_two_weeks_before_their_expiry() {
     let (_directory, path) = site("");
     let expiry = UNIX_EPOCH + Duration::from_secs(2_840_140_800);

@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Binds, address, auto_or_integer, choice, label, list, off_or_timeout};
+use super::limits::CONNECTION_RATE;
+use super::{Binds, address, auto_or_integer, choice, label, list, number, off_or_timeout};
 use crate::config::raw::{Reader, Table, quoted};
 use crate::config::{
     Backend, CertificateFiles, ClientAuth, ClientAuthMode, Listener, NamedFile, Position,
@@ -31,6 +32,7 @@ pub(super) fn listeners<'d>(
         let alpn = alpn(reader, &mut table);
         let backlog = auto_or_integer(reader, &mut table, "backlog", &(1..=65_535));
         let defer_accept = off_or_timeout(reader, &mut table, "defer_accept", &DEFER_ACCEPT);
+        let connection_rate = number(reader, &mut table, "connection_rate", &CONNECTION_RATE);
         let choices = [("default", UnknownName::Default), ("refuse", UnknownName::Refuse)];
         let unknown_name = choice(reader, &mut table, "unknown_name", &choices);
         let certificates = certificates(reader, &mut table);
@@ -44,6 +46,7 @@ pub(super) fn listeners<'d>(
                 alpn,
                 backlog,
                 defer_accept,
+                connection_rate,
                 unknown_name: unknown_name.unwrap_or(UnknownName::Default),
                 certificates,
                 client_auth,

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::*;
-use crate::config::{ClientAuthMode, ConfigError, Connect, ServerAddress, UnknownName};
+use crate::config::{
+    ClientAuthMode, ConfigError, Connect, Limits, Network, PerSource, Refuse, ServerAddress,
+    UnknownName,
+};
 
 const SMALLEST: &str = r#"
 [[listener]]
@@ -52,6 +55,8 @@ fn smallest_file_gets_every_default() {
     assert_eq!(config.tls.cipher_suites, None);
     assert_eq!(config.tls.record_layer, RecordLayer::Lean);
     assert_eq!(config.limits.client_hello_bytes, 16 * 1024);
+    assert_eq!(config.limits.connection_rate, None);
+    assert!(!config.limits.per_source.is_on(), "nobody is limited unasked");
     assert_eq!(config.timeouts.idle, Duration::from_mins(5));
     assert_eq!(config.admin, None);
     assert_eq!(config.log.level, tracing::Level::INFO);
@@ -201,6 +206,19 @@ const OUT_OF_RANGE: &[(&str, &str, &str)] = &[
     ("[limits]\nclient_hello_bytes = \"1KiB\"", "= \"1KiB\"", "\"2KiB\""),
     ("[limits]\nclient_hello_bytes = 4096", "= 4096", "\"2KiB\""),
     ("[limits]\nconnections_per_worker = 524289", "= 524289", "524288"),
+    ("[limits]\nconnection_rate = 0", "limits.connection_rate = 0", "from 1 to 1000000"),
+    ("[limits]\nrefuse = \"drop\"", "limits.refuse = \"drop\"", "\"reset\", \"close\""),
+    ("[limits]\nper_source = 3", "limits.per_source = 3", "[limits.per_source]"),
+    ("[limits.per_source]\nconnections = 0", ".connections = 0", "from 1 to 1048575"),
+    ("[limits.per_source]\nhandshakes = 65536", "= 65536", "from 1 to 65535"),
+    ("[limits.per_source]\nhandshake_cpu = \"0s\"", "= \"0s\"", "\"1ms\" to \"1m\""),
+    ("[limits.per_source]\nipv4_prefix = 33", "ipv4_prefix = 33", "from 1 to 32"),
+    ("[limits.per_source]\nipv6_prefix = 129", "ipv6_prefix = 129", "from 1 to 128"),
+    ("[limits.per_source]\nsources = 1", "sources = 1", "from 64 to 16777216"),
+    ("[limits.per_source]\nallow = \"::1\"", "allow = \"::1\"", "a list of networks"),
+    ("[limits.per_source]\nallow = [\"10.0.0.1/8\"]", "allow[0]", "\"10.0.0.0/8\""),
+    ("[limits.per_source]\nallow = [\"::1\", \"::1/128\"]", "allow[1]", "twice"),
+    ("[limits.per_source]\nconections = 5", "per_source.conections", "\"connections\"?"),
     ("[timeouts]\nhandshake = \"0s\"", "timeouts.handshake = \"0s\"", "\"10ms\" to \"5m\""),
     ("[timeouts]\ndrain = 5", "timeouts.drain = 5", "\"0s\" to \"7d\""),
     ("[tls]\nversions = []", "tls.versions = []", "must not be empty"),
@@ -265,23 +283,32 @@ fn addresses_of_every_kind_are_accepted() {
     assert_eq!(*address, ServerAddress::Unix("/run/app.sock".into()));
 }
 
-#[test]
-fn every_key_is_read() {
-    let text =
-        SMALLEST.replace("name = \"app\"", "name = \"app\"\nconnect = \"on_first_byte\"").replace(
-            "backend = \"app\"",
-            "backend = \"app\"\nalpn = [\"h2\"]\n\
-             backlog = 7\ndefer_accept = \"5s\"\nunknown_name = \"refuse\"",
-        ) + "[workers]\ncount = 2\ncpus = \"2-3\"\n\
+/// A file with every key, none of them at its default.
+fn every_key() -> String {
+    SMALLEST.replace("name = \"app\"", "name = \"app\"\nconnect = \"on_first_byte\"").replace(
+        "backend = \"app\"",
+        "backend = \"app\"\nalpn = [\"h2\"]\n\
+             backlog = 7\ndefer_accept = \"5s\"\nunknown_name = \"refuse\"\n\
+             connection_rate = 8",
+    ) + "[workers]\ncount = 2\ncpus = \"2-3\"\n\
         [tls]\nversions = [\"1.3\"]\ncipher_suites = [\"TLS_AES_256_GCM_SHA384\"]\n\
         groups = [\"P-256\"]\nrecord_layer = \"rustls\"\n\
         [limits]\nconnections_per_worker = 9\nclient_hello_bytes = \"4KiB\"\n\
         min_rate = \"0B\"\n\
+        connection_rate = 10\nrefuse = \"close\"\n\
+        [limits.per_source]\nconnections = 11\nhandshakes = 12\nhandshake_cpu = \"13ms\"\n\
+        ipv4_prefix = 24\nipv6_prefix = 56\nallow = [\"10.0.0.0/8\", \"2001:db8::/32\"]\n\
+        sources = 1000\n\
         [timeouts]\nhandshake = \"1s\"\nclient_hello = \"6s\"\nstalled = \"7s\"\n\
         connect = \"2s\"\nidle = \"3s\"\n\
         rest = \"20ms\"\nhalf_closed = \"4s\"\ndrain = \"0s\"\n\
         [admin]\nbind = \"127.0.0.1:9443\"\n[access_log]\npath = \"-\"\n\
-        [log]\nlevel = \"debug\"\n";
+        [log]\nlevel = \"debug\"\n"
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = every_key();
     let config = parse(&text).expect("valid");
     assert_eq!(
         config.workers,
@@ -291,6 +318,7 @@ fn every_key_is_read() {
     assert_eq!((listener.backlog, listener.unknown_name), (Some(7), UnknownName::Refuse));
     assert_eq!(listener.defer_accept, Some(Duration::from_secs(5)));
     assert_eq!(listener.alpn, ["h2"]);
+    assert_eq!(listener.connection_rate, Some(8));
     assert_eq!(config.backends[0].connect, Connect::OnFirstByte);
     assert_eq!(
         config.tls,
@@ -301,10 +329,25 @@ fn every_key_is_read() {
             record_layer: RecordLayer::Rustls,
         }
     );
-    assert_eq!(
-        config.limits,
-        Limits { connections_per_worker: Some(9), client_hello_bytes: 4096, min_rate: 0 }
-    );
+    let networks = ["10.0.0.0/8", "2001:db8::/32"];
+    let per_source = PerSource {
+        connections: Some(11),
+        handshakes: Some(12),
+        handshake_cpu: Some(Duration::from_millis(13)),
+        ipv4_prefix: 24,
+        ipv6_prefix: 56,
+        allow: networks.map(|network| Network::parse(network).expect(network)).into(),
+        sources: 1000,
+    };
+    let limits = Limits {
+        connections_per_worker: Some(9),
+        client_hello_bytes: 4096,
+        min_rate: 0,
+        connection_rate: Some(10),
+        refuse: Refuse::Close,
+        per_source,
+    };
+    assert_eq!(config.limits, limits);
     let seconds = Duration::from_secs;
     assert_eq!(
         config.timeouts,
@@ -389,6 +432,15 @@ fn example_file_documents_every_key() {
         "connections_per_worker",
         "client_hello_bytes",
         "min_rate",
+        "connection_rate",
+        "refuse",
+        "connections",
+        "handshakes",
+        "handshake_cpu",
+        "ipv4_prefix",
+        "ipv6_prefix",
+        "allow",
+        "sources",
         "handshake",
         "client_hello",
         "connect",

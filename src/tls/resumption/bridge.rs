@@ -60,7 +60,7 @@ struct Own {
 }
 
 impl Beginnings {
-    /// Tickets and small caches under a secret of its own; for tests and benchmarks.
+    /// Tickets and small caches under a secret that is none; for tests, benchmarks and rehearsals.
     ///
     /// # Panics
     /// Never: the ratchet is at the epoch.

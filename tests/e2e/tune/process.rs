@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{LIMIT, assert_fits, json};
 use crate::support::backend::Backend;
 use crate::support::client;
+use crate::support::eventually;
 use crate::support::process::{all, run, text};
 use crate::support::server::{BINARY, Setup};
 
@@ -59,16 +60,22 @@ fn a_process_that_is_not_there_is_a_mistake_of_the_caller() {
 fn an_idle_connection_takes_what_the_sizing_counts_for_it() {
     let server = Setup::new(Backend::echo()).start();
     let mut open = Vec::new();
-    let mut grow = |count: usize| {
+    let mut grow = |count: u32| {
         open.extend((0..count).map(|_| {
             let mut tls = client::connect(server.address);
             client::echo(&mut tls, b"awake once");
             tls
         }));
+        let idle = f64::from(u32::try_from(open.len()).unwrap());
+        server.wait_metric("portcullis_connections{state=\"idle\"}", idle);
         server.process.resident_bytes()
     };
     let before = grow(300);
-    let each = (grow(1000) - before) / 1000;
-    assert!(each <= USER_BYTES, "{each} bytes: raise USER_BYTES in src/tune/goal.rs");
+    grow(1000);
+    // What their handshakes needed besides goes back within seconds.
+    let each = eventually("an idle connection's memory", || {
+        let each = server.process.resident_bytes().saturating_sub(before) / 1000;
+        (each <= USER_BYTES).then_some(each)
+    });
     assert!(each >= USER_BYTES / 4, "{each} bytes: lower USER_BYTES in src/tune/goal.rs");
 }

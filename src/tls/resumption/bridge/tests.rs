@@ -63,6 +63,7 @@ fn set_up(mode: ResumptionMode, version: TlsVersion) -> (Server, Client) {
             alpn: Vec::new(),
             backlog: None,
             defer_accept: None,
+            connection_rate: None,
             unknown_name: UnknownName::Default,
             client_auth: None,
             certificates: Vec::new(),
