@@ -153,7 +153,6 @@ impl Setting {
             },
             limits: Limits::default(),
             connection_rate: None,
-            timeouts: Timeouts { rest, ..Self::of(Vec::new()).timeouts },
         };
         setting.with_limits(&mut random)
     }
