@@ -99,6 +99,13 @@ pub const ACCEPTS_ARMED: u32 = 16;
 /// Servers of one backend tried for one connection: the first and one more.
 pub const CONNECT_TRIES_MAX: u8 = 2;
 
+/// Connections that a server may be limited to.
+pub const SERVER_CONNECTIONS_MAX: u32 = 1_000_000;
+
+/// Clients that may wait for one backend's servers. Room for each is taken at the start: 64 bytes
+/// (16 KiB at least), and 8 for each worker.
+pub const QUEUE_CLIENTS_MAX: u32 = 65_536;
+
 /// Bytes read and thrown away from a client after we ended the conversation, so that the kernel
 /// does not answer them with a reset that destroys our last alert (RFC 9112 section 9.6).
 pub const LINGER_BYTES_MAX: usize = 256 * 1024;

@@ -22,16 +22,13 @@ impl RoundRobin {
         Some(chosen)
     }
 
-    /// The next after `failed` did not answer; `None` when there is no other.
-    pub fn next_except(&mut self, servers: usize, failed: usize) -> Option<usize> {
-        let others = servers - usize::from(failed < servers);
-        if others == 0 {
-            return None;
-        }
-        match self.next(servers)? {
-            chosen if chosen == failed => self.next(servers),
-            chosen => Some(chosen),
-        }
+    /// Index of the next of `servers` that `fits`; each is asked once.
+    pub fn next_where(
+        &mut self,
+        servers: usize,
+        mut fits: impl FnMut(usize) -> bool,
+    ) -> Option<usize> {
+        (0..servers).find_map(|_| self.next(servers).filter(|chosen| fits(*chosen)))
     }
 }
 
@@ -70,8 +67,8 @@ mod tests {
     fn no_server_is_no_choice() {
         let mut balance = RoundRobin::starting_at(0);
         assert_eq!(balance.next(0), None);
-        assert_eq!(balance.next_except(0, 0), None);
-        assert_eq!(balance.next_except(1, 0), None);
+        assert_eq!(balance.next_where(0, |_| true), None);
+        assert_eq!(balance.next_where(1, |chosen| chosen != 0), None);
         assert_eq!(balance.next(1), Some(0));
     }
 
@@ -81,7 +78,9 @@ mod tests {
             for dead in 0..servers {
                 let mut balance = RoundRobin::starting_at(0);
                 let serve = || match balance.next(servers).unwrap() {
-                    chosen if chosen == dead => balance.next_except(servers, dead).unwrap(),
+                    chosen if chosen == dead => {
+                        balance.next_where(servers, |other| other != dead).unwrap()
+                    }
                     chosen => chosen,
                 };
                 let mut counts = counts(serve, servers, 60 * servers);
@@ -95,10 +94,18 @@ mod tests {
     }
 
     #[test]
+    fn servers_that_do_not_fit_are_passed_over_and_the_others_take_turns() {
+        let mut balance = RoundRobin::starting_at(0);
+        let mut odd = || balance.next_where(6, |chosen| chosen % 2 == 1).unwrap();
+        assert_eq!([odd(), odd(), odd(), odd()], [1, 3, 5, 1]);
+        assert_eq!(balance.next_where(6, |_| false), None);
+    }
+
+    #[test]
     fn list_may_shrink_between_two_tries() {
         let mut balance = RoundRobin::starting_at(7);
         assert_eq!(balance.next(8), Some(7));
-        assert_eq!(balance.next_except(1, 7), Some(0));
+        assert_eq!(balance.next_where(1, |chosen| chosen != 7), Some(0));
         assert!(balance.next(3).unwrap() < 3);
     }
 }

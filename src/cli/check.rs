@@ -185,8 +185,17 @@ fn backend_section(report: &mut Report, config: &Config) {
             Connect::OnFirstByte => ", connected on a client's first byte",
         };
         report.line(&format!("{}{turns}{when}{proxy}", backend.name));
+        if backend.is_limited() {
+            let (max, timeout) = (backend.queue.max, show_duration(backend.queue.timeout));
+            report.line(&format!(
+                "    while none has room, {max} clients wait in line, for {timeout} at most"
+            ));
+        }
         for server in &backend.servers {
             server_line(report, backend, server);
+            if let Some(max) = server.max_connections {
+                report.line(&format!("        at most {max} connections"));
+            }
         }
     }
 }

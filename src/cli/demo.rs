@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use crate::cli::say;
 use crate::config::{
-    Backend, CertificateFiles, Config, Handshake, Limits, Listener, Log, Position, ProxyVersion,
-    RecordLayer, Resumption, Server, ServerAddress, Steering, Timeouts, Tls, TlsVersion,
-    UnknownName, Workers, defaults,
+    Backend, BackendQueue, CertificateFiles, Config, Handshake, Limits, Listener, Log, Position,
+    ProxyVersion, RecordLayer, Resumption, Server, ServerAddress, Steering, Timeouts, Tls,
+    TlsVersion, UnknownName, Workers, defaults,
 };
 use crate::control::failure::Failure;
 use crate::control::{self, Ended, Moment};
@@ -273,10 +273,12 @@ fn config(listen: SocketAddr, origin: SocketAddr, files: &Files) -> Config {
             servers: vec![Server {
                 address: ServerAddress::Host { host: origin.ip().to_string(), port: origin.port() },
                 address_at: at("address"),
+                max_connections: None,
             }],
             // So that the origin can tell who really asks.
             connect: defaults::CONNECT_WHEN,
             send_proxy_protocol: Some(ProxyVersion::V1),
+            queue: BackendQueue::default(),
         }],
         tls: Tls {
             versions: vec![TlsVersion::Tls12, TlsVersion::Tls13],

@@ -9,6 +9,15 @@ use super::{Connect, RecordLayer, Refuse};
 /// heard.
 pub const CONNECT_WHEN: Connect = Connect::Eager;
 
+/// `backend.queue.max`, clients of all workers. Within [`QUEUE_TIMEOUT`] a backend that ends 200
+/// connections a second serves them all; more would only wait in vain. One that waits silently
+/// takes about a kilobyte.
+pub const QUEUE_CLIENTS: u32 = 1000;
+
+/// `backend.queue.timeout`. People and programs give up after 5 to 10 seconds; a connection that is
+/// made for one who has gone costs a server as much as any other.
+pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// `tls.groups`: the hybrid against recording today and decrypting later, X25519 and P-256 for
 /// speed, P-384 for clients bound to a profile. Among those that the client offers too, the
 /// *client's* order decides: it has sent key shares for its favourites, and another choice would

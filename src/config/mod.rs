@@ -267,6 +267,30 @@ pub struct Backend {
     pub connect: Connect,
     /// `send_proxy_protocol`; absent: none.
     pub send_proxy_protocol: Option<ProxyVersion>,
+    /// `[backend.queue]`
+    pub queue: BackendQueue,
+}
+
+impl Backend {
+    /// Whether a server of it has `max_connections`.
+    pub fn is_limited(&self) -> bool {
+        self.servers.iter().any(|server| server.max_connections.is_some())
+    }
+}
+
+/// `[backend.queue]`: clients that wait because every server has `max_connections`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendQueue {
+    /// `max`: how many, of all workers together.
+    pub max: u32,
+    /// `timeout`: how long each.
+    pub timeout: Duration,
+}
+
+impl Default for BackendQueue {
+    fn default() -> Self {
+        Self { max: defaults::QUEUE_CLIENTS, timeout: defaults::QUEUE_TIMEOUT }
+    }
 }
 
 /// `connect`: when a client's server is connected.
@@ -285,6 +309,9 @@ pub struct Server {
     pub address: ServerAddress,
     /// Where `address` stands, for errors of name resolution.
     pub address_at: Position,
+    /// `max_connections`: at a time, of all workers together and to all addresses of its name;
+    /// `None`: any number.
+    pub max_connections: Option<u32>,
 }
 
 /// `address` of a server.

@@ -60,6 +60,8 @@ pub struct Common {
     resting: bool,
     /// When it is next looked at whether the peers take what waits for them (`pace.rs`).
     pub(super) judged_at: Time,
+    /// A permit of the server in the story is ours.
+    holds_permit: bool,
     deadline: Time,
     /// The earliest time at which the worker's wheel will call, if it holds us.
     timer_at: Option<Time>,
@@ -88,6 +90,7 @@ impl Common {
             cancelled: InFlight::default(),
             resting: false,
             judged_at: pace::NEVER,
+            holds_permit: false,
             deadline: now,
             timer_at: None,
             timer_wanted: false,
@@ -206,6 +209,34 @@ impl Common {
     /// Whether it has come to rest, and nothing has been heard of either side since.
     pub fn is_resting(&self) -> bool {
         self.resting
+    }
+
+    /// It goes on, without having heard of a side.
+    pub fn stir(&mut self) {
+        self.resting = false;
+    }
+
+    /// A permit of `server` is ours until the server's socket is closed.
+    pub fn hold_permit(&mut self, server: u16) {
+        self.story.server = Some(server);
+        self.holds_permit = true;
+    }
+
+    /// Backend and server of the permit that is ours.
+    pub fn permit(&self) -> Option<(u16, u16)> {
+        self.story.backend.zip(self.story.server).filter(|_| self.holds_permit)
+    }
+
+    /// Gives the permit back, if there is one, to whoever is next in line.
+    pub fn release_permit(&mut self, cx: &mut Context<'_>) {
+        let Some((backend, server)) = self.permit() else {
+            return;
+        };
+        self.holds_permit = false;
+        let backend = self.snapshot.backends.get(usize::from(backend));
+        if let Some(permits) = backend.and_then(|backend| backend.permits.as_ref()) {
+            permits.release(server, cx.wakes);
+        }
     }
 
     /// A side is heard of.
@@ -364,6 +395,7 @@ impl Common {
             }
             Kind::CloseServer => {
                 self.server = Socket::default();
+                self.release_permit(cx);
                 Event::Closed(Side::Server)
             }
             Kind::LocalAddress => {
@@ -449,6 +481,8 @@ impl Common {
 
     /// Gives the buffers back.
     pub(super) fn free(&mut self, cx: &mut Context<'_>) {
+        // Only a stage that panicked between taking it and connecting has left one.
+        self.release_permit(cx);
         self.inbound.discard(cx.pool);
         self.outbound.discard(cx.pool);
         self.story.end(cx);
@@ -456,7 +490,9 @@ impl Common {
 
     pub(super) fn check_invariants(&self) {
         let client_busy = self.in_flight.any(InFlight::CLIENT);
-        let server_busy = self.in_flight.any(InFlight::SERVER);
+        // A cancel names its target, not the socket, which may be closed before it is answered.
+        let on_sockets = self.in_flight.without(Kind::CancelConnect);
+        let server_busy = on_sockets.any(InFlight::SERVER);
         assert!(self.client.open || !client_busy, "an operation on a closed client socket");
         assert!(self.server.open || !server_busy, "an operation on a closed server socket");
         for side in [Side::Client, Side::Server] {

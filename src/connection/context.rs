@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use crate::backend::balance::RoundRobin;
+use crate::backend::permits::Waiter;
 use crate::io::buffer::Pool;
 use crate::io::{Kind, Operation, Time};
 use crate::telemetry::counters::Counters;
@@ -30,4 +31,8 @@ pub struct Context<'a> {
     pub cursors: &'a mut [RoundRobin],
     /// What all workers count of each source of clients.
     pub sources: &'a Sources,
+    /// Where the connection is found by whoever has a permit for it.
+    pub waiter: Waiter,
+    /// Workers for which there is a permit, to be woken.
+    pub wakes: &'a mut Vec<u16>,
 }

@@ -55,6 +55,12 @@ impl InFlight {
         self.0 & kinds.0 != 0
     }
 
+    /// The same but for one kind.
+    #[must_use]
+    pub fn without(self, kind: Kind) -> Self {
+        Self(self.0 & !bit(kind))
+    }
+
     /// Nothing is in flight.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -9,7 +9,8 @@
 //!                    any stage may end the journey, with a reason
 //! ```
 //!
-//! Where the backend says so, `first_byte.rs` stands between handshake and route.
+//! Where the backend says so, `first_byte.rs` stands between handshake and route; where its servers
+//! have as many connections as they may, `queue.rs` stands between route and the connect.
 //!
 //! A stage owns what only it needs, handles one event at a time, and returns the stage that
 //! follows. What every stage needs is in [`common::Common`]. Nothing here knows a system call, a
@@ -22,6 +23,8 @@ pub mod handshake;
 pub mod first_byte;
 
 pub mod route;
+
+pub mod queue;
 
 pub mod relay;
 
@@ -89,6 +92,8 @@ enum Stage {
     Handshake(Box<handshake::Handshake>),
     FirstByte(first_byte::FirstByte),
     Route(route::Route),
+    /// Apart likewise.
+    Queued(Box<queue::Queued>),
     Relay(relay::Relay),
     Close(close::Close),
     /// Both descriptors are given back and nothing is in flight: the slot may be freed.
@@ -204,6 +209,29 @@ impl Connection {
         }
     }
 
+    /// Whether it stands in line for a permit.
+    pub fn is_queued(&self) -> bool {
+        matches!(self.stage, Stage::Queued(_))
+    }
+
+    /// It has got a permit of `server` in line.
+    pub fn granted(&mut self, server: u16, cx: &mut Context<'_>) {
+        // Whatever happens now, it is given back when the connection ends.
+        self.common.hold_permit(server);
+        // Should the stage panic, the worker aborts the connection from this placeholder.
+        let placeholder = Stage::Close(close::Close::interrupted());
+        self.stage = match std::mem::replace(&mut self.stage, placeholder) {
+            Stage::Queued(queued) => queued.granted(server, &mut self.common, cx),
+            other => other,
+        };
+        self.count_state(cx);
+    }
+
+    /// Backend and server of the permit that it holds, if any.
+    pub fn permit(&self) -> Option<(u16, u16)> {
+        self.common.permit()
+    }
+
     /// Whether its handshake is done and it has not ended.
     pub fn is_established(&self) -> bool {
         !matches!(
@@ -224,6 +252,10 @@ impl Connection {
         self.stage = match stage {
             Stage::Done(reason) => Stage::Done(reason),
             Stage::Close(close) => close.hurry(&mut self.common, cx),
+            Stage::Queued(queued) => {
+                queued.leave(&mut self.common, cx);
+                close::Close::abort(&mut self.common, reason, cx)
+            }
             Stage::Accept(_)
             | Stage::Handshake(_)
             | Stage::FirstByte(_)
@@ -283,6 +315,7 @@ impl Connection {
             Stage::Handshake(stage) => stage.handle(event, common, cx),
             Stage::FirstByte(stage) => stage.handle(event, common, cx),
             Stage::Route(stage) => stage.handle(event, common, cx),
+            Stage::Queued(stage) => stage.handle(event, common, cx),
             Stage::Relay(stage) => stage.handle(event, common, cx),
             Stage::Close(stage) => stage.handle(&event, common, cx),
             Stage::Done(reason) => Stage::Done(reason),
@@ -296,6 +329,7 @@ impl Connection {
             Stage::Handshake(_) => Some(State::Handshake),
             Stage::FirstByte(_) => Some(State::FirstByte),
             Stage::Route(_) => Some(State::Connect),
+            Stage::Queued(_) => Some(State::Queued),
             Stage::Relay(_) if self.common.is_resting() => Some(State::Idle),
             Stage::Relay(_) => Some(State::Relay),
             Stage::Close(_) => Some(State::Close),

@@ -1,16 +1,23 @@
 //! Stage 3 of 5: route. The handshake is complete; a server is chosen and connected.
 //!
 //! Meanwhile the client may send: up to the high-water mark of its direction is taken, the rest
-//! waits in the kernel. A server that does not answer costs one more try, on another server.
+//! waits in the kernel. A server that does not answer costs one more try, on another server. Where
+//! servers may have only so many connections, a client that finds no permit free stands in line
+//! (`queue.rs`).
 
+use std::rc::Rc;
+
+use crate::backend::permits::Permits;
 use crate::backend::proxy_protocol::{self, Certificate, Header, Tls};
 use crate::io::{Kind, Operation, Side};
 use crate::limits::CONNECT_TRIES_MAX;
 use crate::telemetry::labels::{CloseReason, Span};
+use crate::worker::snapshot::{Server, Snapshot};
 
 use super::close::{Close, How};
 use super::common::Common;
 use super::context::Context;
+use super::queue::Queued;
 use super::relay::Relay;
 use super::{Event, Stage};
 
@@ -72,35 +79,80 @@ impl Route {
         }
     }
 
-    /// Begins the next try.
-    fn connect(mut self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
-        let snapshot = std::rc::Rc::clone(&common.snapshot);
-        let servers = snapshot
-            .backends
-            .get(usize::from(self.backend))
-            .map(|backend| backend.servers.as_slice())
-            .unwrap_or_default();
-        let cursor = cx.cursors.get_mut(usize::from(self.backend));
-        let chosen = cursor.and_then(|cursor| {
-            if self.tries == 0 {
-                cursor.next(servers.len())
-            } else {
-                cursor.next_except(servers.len(), self.trying)
-            }
-        });
-        let Some((index, server)) = chosen.and_then(|index| Some((index, servers.get(index)?)))
-        else {
-            return Close::abort(common, CloseReason::NoServer, cx);
+    /// Begins the next try, with a server that has a permit free; or waits for one.
+    fn connect(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        let snapshot = Rc::clone(&common.snapshot);
+        let servers = self.servers(&snapshot);
+        let permits = self.permits(&snapshot);
+        let failed = (self.tries > 0).then_some(self.trying);
+        // Nobody overtakes those who wait.
+        let may_take = permits.is_none_or(|permits| !permits.has_waiters());
+        let fits = |index: usize| {
+            let has_permit = |server: &Server| permits.is_none_or(|one| one.take(server.server));
+            Some(index) != failed && may_take && servers.get(index).is_some_and(has_permit)
         };
+        let cursor = cx.cursors.get_mut(usize::from(self.backend));
+        let chosen = cursor.and_then(|cursor| cursor.next_where(servers.len(), fits));
+        match chosen.and_then(|index| Some((index, servers.get(index)?))) {
+            Some((index, server)) => self.try_server(index, server, common, cx),
+            None if permits.is_some() && !servers.is_empty() => {
+                let failed = failed.and_then(|index| servers.get(index)).map(|one| one.server);
+                // An address of the same server is better than none.
+                let except =
+                    failed.filter(|failed| servers.iter().any(|other| other.server != *failed));
+                Queued::begin(self, except, common, cx)
+            }
+            None => Close::abort(common, CloseReason::NoServer, cx),
+        }
+    }
+
+    /// Begins the next try with `server`, of which the client got a permit in line.
+    pub(super) fn granted(self, server: u16, common: &mut Common, cx: &mut Context<'_>) -> Stage {
+        let snapshot = Rc::clone(&common.snapshot);
+        let servers = self.servers(&snapshot);
+        let failed = (self.tries > 0).then_some(self.trying);
+        let is_its = |index: usize| servers.get(index).is_some_and(|one| one.server == server);
+        let chosen = cx.cursors.get_mut(usize::from(self.backend)).and_then(|cursor| {
+            let other = |index: usize| is_its(index) && Some(index) != failed;
+            cursor.next_where(servers.len(), other).or_else(|| failed.filter(|one| is_its(*one)))
+        });
+        if let Some((index, server)) = chosen.and_then(|at| Some((at, servers.get(at)?))) {
+            return self.try_server(index, server, common, cx);
+        }
+        // It has got an address since this client came, which knows of none.
+        common.release_permit(cx);
+        Close::abort(common, CloseReason::NoServer, cx)
+    }
+
+    fn try_server(
+        mut self,
+        index: usize,
+        server: &Server,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
+        common.server.open = true;
+        if self.permits(&common.snapshot).is_some() {
+            common.hold_permit(server.server);
+        }
         self.tries += 1;
         self.trying = index;
         self.timed_out = false;
         common.story.server = Some(server.server);
-        common.server.open = true;
-        common.set_deadline(snapshot.timeouts.connect, cx);
+        common.set_deadline(common.snapshot.timeouts.connect, cx);
         let address = server.address.clone();
         common.submit(Kind::Connect, Operation::Connect { address, source: None }, cx);
         self.wait(common, cx)
+    }
+
+    fn servers<'s>(&self, snapshot: &'s Snapshot) -> &'s [Server] {
+        let backend = snapshot.backends.get(usize::from(self.backend));
+        backend.map(|backend| backend.servers.as_slice()).unwrap_or_default()
+    }
+
+    /// The permits of the backend, if its servers may have only so many connections.
+    pub(super) fn permits<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Permits> {
+        snapshot.backends.get(usize::from(self.backend))?.permits.as_deref()
     }
 
     fn wait(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
@@ -123,11 +175,7 @@ impl Route {
     /// A try has failed: another server, if there is one to try; else the end.
     fn failed(self, common: &mut Common, cx: &mut Context<'_>) -> Stage {
         cx.counters.connect_failures.add(1);
-        let servers = common
-            .snapshot
-            .backends
-            .get(usize::from(self.backend))
-            .map_or(0, |backend| backend.servers.len());
+        let servers = self.servers(&common.snapshot).len();
         if self.tries < CONNECT_TRIES_MAX && servers > 1 {
             cx.counters.connect_retries.add(1);
             common.submit(Kind::CloseServer, Operation::Close { side: Side::Server }, cx);

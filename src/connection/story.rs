@@ -11,6 +11,10 @@ use crate::tls::client_auth::ClientCertificate;
 
 use super::context::Context;
 
+/// The spans that the record has, in the order of its fields.
+const RECORDED: [Span; 5] =
+    [Span::ClientHello, Span::Handshake, Span::Queue, Span::Connect, Span::Total];
+
 /// Times, bytes, names and negotiated values of one connection.
 #[derive(Debug)]
 pub struct Story {
@@ -46,7 +50,8 @@ pub struct Story {
     pub outbound_bytes: u64,
     accepted_at: Time,
     marked_at: Time,
-    spans: [u64; Span::COUNT],
+    /// Nanoseconds of the spans that the record has.
+    spans: [u64; RECORDED.len()],
 }
 
 impl Story {
@@ -70,7 +75,7 @@ impl Story {
             outbound_bytes: 0,
             accepted_at: now,
             marked_at: now,
-            spans: [0; Span::COUNT],
+            spans: [0; RECORDED.len()],
         }
     }
 
@@ -93,8 +98,11 @@ impl Story {
 
     fn record_span(&mut self, span: Span, duration: std::time::Duration, cx: &Context<'_>) {
         cx.counters.span(span).observe(duration);
-        if let Some(slot) = self.spans.get_mut(span as usize) {
-            *slot = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let recorded = RECORDED.iter().zip(&mut self.spans).find(|(one, _)| **one == span);
+        if let Some((_, nanos)) = recorded {
+            // A client may stand in line twice.
+            let more = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+            *nanos = nanos.saturating_add(more);
         }
     }
 
@@ -112,7 +120,8 @@ impl Story {
 
     /// The access-log record.
     pub fn into_record(self, worker: u16, reason: CloseReason) -> Record {
-        let [client_hello_nanos, handshake_nanos, connect_nanos, _relay, total_nanos] = self.spans;
+        let [client_hello_nanos, handshake_nanos, queue_nanos, connect_nanos, total_nanos] =
+            self.spans;
         Record {
             worker,
             listener: self.listener,
@@ -133,6 +142,7 @@ impl Story {
             outbound_bytes: self.outbound_bytes,
             client_hello_nanos,
             handshake_nanos,
+            queue_nanos,
             connect_nanos,
             total_nanos,
         }

@@ -19,6 +19,7 @@ pub mod costs;
 pub mod exit;
 pub mod failure;
 pub mod kernel;
+pub mod permits;
 pub mod resolve;
 pub mod rotation;
 pub mod secret;
@@ -176,7 +177,8 @@ async fn serve(
         addresses = resolver.first() => addresses,
         () = signals.end() => return Ok(Ended::Drained),
     };
-    let process = Arc::new(Process::new(plan.cpus.len(), SystemTime::now()));
+    let permits = permits::make(config, plan.cpus.len());
+    let process = Arc::new(process(config, plan.cpus.len(), &permits));
     let (records, access_log) = open_access_log(config, &process)?;
     let listening: Vec<SocketAddr> = binds.iter().map(|bind| bind.address).collect();
     let sessions =
@@ -186,7 +188,7 @@ async fn serve(
         binds: binds.clone(),
         steering: config.workers.steering,
         connections: plan.connections,
-        snapshot: Arc::new(snapshot::build(config, &plan.terms, plan.costs, &addresses)),
+        snapshot: Arc::new(snapshot::build(config, &plan.terms, plan.costs, &addresses, &permits)),
         resumption: Beginnings {
             tickets: config.resumption.mode == ResumptionMode::Tickets,
             lifetime: u32::try_from(config.resumption.lifetime.as_secs()).unwrap_or(u32::MAX),
@@ -207,6 +209,7 @@ async fn serve(
     let (written, stop_writing) = write_access_log(access_log);
     let mut control = Control {
         sessions,
+        permits,
         watch: Watch::new(plan.cpus.len()),
         kernel: kernel::Watch::begin(&process, &plan.config.listeners, &binds, &supervisor),
         plan,
@@ -238,6 +241,7 @@ struct Control<O> {
     resolver: Resolver,
     /// The session cache of all workers.
     sessions: Arc<Shared>,
+    permits: permits::All,
     watch: Watch,
     /// What the kernel drops before a worker hears of it.
     kernel: kernel::Watch,
@@ -301,6 +305,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
         self.supervisor.send_unsent();
         self.process.shared_sessions.set(self.sessions.entries());
         self.process.shared_bytes.set(self.sessions.bytes() as u64);
+        permits::show(&self.permits, &self.process.backends);
         self.tell(now);
         let late = self.draining.is_some_and(|deadline| now >= deadline);
         if late {
@@ -363,7 +368,7 @@ impl<O: FnMut(Moment<'_>, &Process)> Control<O> {
     fn publish(&mut self, addresses: &resolve::Addresses) {
         tracing::info!("the addresses of the servers changed; the workers are told");
         let Plan { config, terms, costs, .. } = &self.plan;
-        let snapshot = snapshot::build(config, terms, *costs, addresses);
+        let snapshot = snapshot::build(config, terms, *costs, addresses, &self.permits);
         self.supervisor.send(&Command::Snapshot(Arc::new(snapshot)));
     }
 }
@@ -417,6 +422,12 @@ fn announce(plan: &Plan, listening: &[SocketAddr], admin: Option<&TcpListener>) 
     if let Some(address) = admin.and_then(|listener| listener.local_addr().ok()) {
         tracing::info!("admin endpoint on http://{address}/");
     }
+}
+
+/// What a scrape of `workers` workers shows, before they are up.
+fn process(config: &Config, workers: usize, permits: &permits::All) -> Process {
+    let backends = permits::gauges(permits, &names(config).backends);
+    Process::new(workers, SystemTime::now()).with_backends(backends)
 }
 
 /// The access log, if one is configured, with the workers' ends of its queues.

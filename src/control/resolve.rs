@@ -220,12 +220,14 @@ mod tests {
                 |path| ServerAddress::Unix(path.into()),
             ),
             address_at: Position { file: "f".into(), line: 1, key: "k".into() },
+            max_connections: None,
         };
         Backend {
             name: "app".into(),
             servers: hosts.iter().map(server).collect(),
             connect: crate::config::defaults::CONNECT_WHEN,
             send_proxy_protocol: None,
+            queue: crate::config::BackendQueue::default(),
         }
     }
 

@@ -7,21 +7,33 @@ use crate::tls::terms::Terms;
 use crate::worker::admission::{Admission, Costs};
 use crate::worker::snapshot::{Backend, Listener, Server, Snapshot};
 
+use super::permits;
 use super::resolve::Addresses;
 
-/// Builds one snapshot. `terms` are by listener, `addresses` by backend and server; a server
-/// without an address is left out. `costs` are those of handshakes.
+/// Builds one snapshot. `terms` are by listener, `addresses` by backend and server, `permits` by
+/// backend; a server without an address is left out, and its permits are of no use until then.
+/// `costs` are those of handshakes.
 ///
 /// # Panics
-/// When there are not as many terms as listeners, or addresses as backends: a defect of ours.
+/// When there are not as many terms as listeners, or addresses or permits as backends: a defect of
+/// ours.
 pub fn build(
     config: &Config,
     terms: &[Arc<Terms>],
     costs: Costs,
     addresses: &Addresses,
+    permits: &permits::All,
 ) -> Snapshot {
     assert_eq!(terms.len(), config.listeners.len());
     assert_eq!(addresses.0.len(), config.backends.len());
+    assert_eq!(permits.len(), config.backends.len());
+    for (permits, servers) in permits.iter().zip(&addresses.0) {
+        for (server, addresses) in (0..).zip(servers) {
+            if let Some(permits) = permits {
+                permits.set_reachable(server, !addresses.is_empty());
+            }
+        }
+    }
     let listeners = config
         .listeners
         .iter()
@@ -36,7 +48,8 @@ pub fn build(
         .backends
         .iter()
         .zip(&addresses.0)
-        .map(|(backend, servers)| Backend {
+        .zip(permits)
+        .map(|((backend, servers), permits)| Backend {
             servers: (0..)
                 .zip(servers)
                 .flat_map(|(server, addresses)| {
@@ -45,6 +58,7 @@ pub fn build(
                 .collect(),
             on_first_byte: backend.connect == Connect::OnFirstByte,
             send_proxy_protocol: backend.send_proxy_protocol,
+            permits: permits.clone(),
         })
         .collect();
     Snapshot {
@@ -84,7 +98,7 @@ mod tests {
             vec![],
             vec![address("10.0.0.3")],
         ]]);
-        let snapshot = build(&config, &[], Costs::default(), &addresses);
+        let snapshot = build(&config, &[], Costs::default(), &addresses, &vec![None]);
         let seen: Vec<(u16, &Address)> = snapshot.backends[0]
             .servers
             .iter()
@@ -93,5 +107,22 @@ mod tests {
         let wanted =
             [(0, &address("10.0.0.1")), (0, &address("10.0.0.2")), (2, &address("10.0.0.3"))];
         assert_eq!(seen, wanted);
+    }
+
+    #[test]
+    fn permits_outlive_a_change_of_addresses_and_are_of_use_where_there_is_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = crate::control::tests::config(directory.path());
+        config.listeners.clear();
+        config.backends[0].servers[0].max_connections = Some(1);
+        let permits = permits::make(&config, 1);
+        let address = Address::Inet("10.0.0.1:80".parse().unwrap());
+        for (addresses, taken) in [(vec![], false), (vec![address], true), (vec![], false)] {
+            let addresses = Addresses(vec![vec![addresses]]);
+            let snapshot = build(&config, &[], Costs::default(), &addresses, &permits);
+            let permits = snapshot.backends[0].permits.as_ref().unwrap();
+            assert_eq!(permits.take(0), taken);
+        }
+        assert_eq!(permits[0].as_ref().unwrap().in_use().next(), Some((1, Some(1))));
     }
 }

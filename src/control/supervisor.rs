@@ -116,11 +116,13 @@ impl Supervisor {
         let (sender, events) = channel();
         let mut supervisor = Self { workers: Vec::new(), events, process };
         let mut records = crew.records.into_iter();
-        for (index, cpu) in (0_u16..).zip(crew.cpus) {
-            let (mailbox, receiver) = mailbox().map_err(|source| Failure::Os {
-                what: "make a worker's mailbox (eventfd)",
-                source,
+        // All before the first thread, so that each inherits what wakes the others.
+        let mailboxes: Vec<_> =
+            crew.cpus.iter().map(|_| mailbox()).collect::<Result<_, _>>().map_err(|source| {
+                Failure::Os { what: "make a worker's mailbox (eventfd)", source }
             })?;
+        let wakes: Arc<[_]> = mailboxes.iter().map(|(sender, _)| sender.wake()).collect();
+        for ((index, cpu), (mailbox, receiver)) in (0_u16..).zip(crew.cpus).zip(mailboxes) {
             let start = Start {
                 index,
                 cpu,
@@ -133,6 +135,7 @@ impl Supervisor {
                 counters: supervisor.counters(index),
                 records: records.next(),
                 mailbox: receiver,
+                wakes: Arc::clone(&wakes),
             };
             let thread = spawn(start, sender.clone(), body.clone())?;
             supervisor.workers.push(Hand {

@@ -44,9 +44,11 @@ pub(super) fn config(directory: &Path) -> Config {
             servers: vec![Server {
                 address: ServerAddress::Host { host: "127.0.0.1".into(), port: 1 },
                 address_at: at(),
+                max_connections: None,
             }],
             connect: crate::config::defaults::CONNECT_WHEN,
             send_proxy_protocol: None,
+            queue: crate::config::BackendQueue::default(),
         }],
         tls: Tls {
             versions: vec![TlsVersion::Tls12, TlsVersion::Tls13],

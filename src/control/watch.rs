@@ -238,6 +238,11 @@ fn cut(reason: CloseReason, values: &Values) -> String {
             timeouts.connect
         ),
         CloseReason::NoServer => "; no name of the backend's servers resolves".to_owned(),
+        CloseReason::QueueTimeout => {
+            "; they waited for backend.queue.timeout because every server had max_connections: add \
+             servers, or raise the one that has room"
+                .to_owned()
+        }
         CloseReason::IdleTimeout => format!("; timeouts.idle is {:?}", timeouts.idle),
         CloseReason::HalfClosedTimeout => {
             format!("; timeouts.half_closed is {:?}", timeouts.half_closed)
@@ -263,6 +268,7 @@ fn cut(reason: CloseReason, values: &Values) -> String {
         | CloseReason::ClientViolation
         | CloseReason::ServerReset
         | CloseReason::HandshakeFailed
+        | CloseReason::QueueFull
         | CloseReason::InternalError => String::new(),
     }
 }
@@ -275,6 +281,7 @@ fn is_told(reason: CloseReason) -> bool {
         CloseReason::ConnectFailed
             | CloseReason::ConnectTimeout
             | CloseReason::NoServer
+            | CloseReason::QueueTimeout
             | CloseReason::IdleTimeout
             | CloseReason::HalfClosedTimeout
             | CloseReason::ClientTooSlow
@@ -294,6 +301,13 @@ fn is_of_clients(reason: CloseReason) -> bool {
             | CloseReason::RecordTimeout
     )
 }
+
+const SERVERS_ARE_FULL: &str = "every server of a backend has max_connections, and clients wait \
+    in line, for backend.queue.timeout at most; portcullis_backend_waiting says how many; raise \
+    max_connections if the servers have room, or add servers";
+const LINE_IS_FULL: &str = "backend.queue.max clients wait for a server already, and more get a \
+    reset; add servers, or raise backend.queue.max if they would be served within \
+    backend.queue.timeout";
 
 /// What a limit that bites does, and which key changes it.
 fn advice(f: &mut fmt::Formatter<'_>, limit: Limit, values: &Values) -> fmt::Result {
@@ -348,6 +362,8 @@ fn advice(f: &mut fmt::Formatter<'_>, limit: Limit, values: &Values) -> fmt::Res
         Limit::SessionsPerWorker | Limit::Sessions | Limit::SessionBytes => {
             f.write_str(session_advice(limit))
         }
+        Limit::ServerConnections => f.write_str(SERVERS_ARE_FULL),
+        Limit::BackendQueue => f.write_str(LINE_IS_FULL),
         Limit::AccessLogRecords => write!(
             f,
             "the access log does not keep up and records are dropped; put \
@@ -527,6 +543,8 @@ mod tests {
             (Limit::SourceHandshakes, "72", "limits.per_source.handshakes"),
             (Limit::SourceHandshakeCpu, "73ms", "limits.per_source.handshake_cpu"),
             (Limit::SourceTable, "7474", "limits.per_source.sources"),
+            (Limit::ServerConnections, "", "max_connections"),
+            (Limit::BackendQueue, "", "backend.queue.max"),
         ] {
             let text = Text(Notice::LimitReached { worker: 7, limit }, &VALUES).to_string();
             for part in ["worker 7", limit.label(), value, key] {
@@ -564,6 +582,7 @@ mod tests {
             (CloseReason::ServerTooSlow, ["limits.min_rate, 4321", "timeouts.stalled, 18s"]),
             (CloseReason::RecordTimeout, ["timeouts.stalled", "18s"]),
             (CloseReason::DrainTimeout, ["timeouts.drain", "15s"]),
+            (CloseReason::QueueTimeout, ["backend.queue.timeout", "max_connections"]),
         ] {
             let process = Process::new(2, SystemTime::now());
             let mut watch = Watch::new(2);

@@ -82,6 +82,12 @@ pub enum Operation {
         /// Which socket.
         side: Side,
     },
+    /// Let another worker's [`super::Io::wait`] end with a completion of its mailbox. Tells nothing
+    /// of its own end, and any number may be in flight.
+    Wake {
+        /// That worker's number.
+        worker: u16,
+    },
     /// End another operation of the same slot early. The target still completes, perhaps with
     /// success.
     Cancel {

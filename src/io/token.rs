@@ -44,7 +44,7 @@ pub enum Kind {
     CancelSendServer,
     /// End an accept.
     CancelAccept,
-    /// The control thread has left a command.
+    /// The control thread, or another worker, has left something.
     Mailbox,
     /// Tell the client that we have its bytes.
     AcknowledgeClient,
@@ -60,9 +60,11 @@ pub enum Kind {
     Internal,
     /// Look which CPU the client's packets come to; inside an `Io` only.
     SampleClient,
+    /// Tell another worker that there is a message for it.
+    Wake,
 }
 
-const KINDS: [Kind; 27] = [
+const KINDS: [Kind; 28] = [
     Kind::Accept,
     Kind::LocalAddress,
     Kind::RecvClient,
@@ -90,6 +92,7 @@ const KINDS: [Kind; 27] = [
     Kind::CancelPollServer,
     Kind::Internal,
     Kind::SampleClient,
+    Kind::Wake,
 ];
 
 /// Names one operation: 8 bits of kind, 24 of generation, 32 of slot.

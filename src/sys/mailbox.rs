@@ -1,6 +1,7 @@
 //! The mailbox: commands from the control thread to one worker, and the eventfd that wakes it.
+//! Other workers write to the eventfd, too, when they have left something in memory that both
+//! share.
 
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -29,7 +30,9 @@ pub struct Receiver {
 /// eventfd(2)'s.
 pub fn mailbox() -> std::io::Result<(Sender, Receiver)> {
     let (producer, consumer) = rtrb::RingBuffer::new(MAILBOX_COMMANDS_MAX);
-    let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
+    // Non-blocking, so that a ring writes to it at once; one that reads waits all the same.
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let wake = Arc::new(EventFd::from_flags(flags)?);
     Ok((
         Sender { commands: producer, wake: Arc::clone(&wake) },
         Receiver { commands: consumer, wake },
@@ -37,6 +40,11 @@ pub fn mailbox() -> std::io::Result<(Sender, Receiver)> {
 }
 
 impl Sender {
+    /// What wakes this mailbox's worker.
+    pub fn wake(&self) -> Arc<EventFd> {
+        Arc::clone(&self.wake)
+    }
+
     /// Leaves a command and wakes the worker. `Err` gives it back: the mailbox is full, because
     /// the worker has not looked into it for [`MAILBOX_COMMANDS_MAX`] commands.
     pub fn send(&mut self, command: Command) -> Result<(), Command> {
@@ -48,11 +56,6 @@ impl Sender {
 }
 
 impl Receiver {
-    /// The descriptor that becomes readable when a command was left.
-    pub fn wake_fd(&self) -> RawFd {
-        self.wake.as_raw_fd()
-    }
-
     /// Splits into commands and descriptor.
     pub fn into_parts(self) -> (rtrb::Consumer<Command>, Arc<EventFd>) {
         (self.commands, self.wake)

@@ -5,6 +5,7 @@
 //! enters the process's own table.
 
 mod connect;
+mod wake;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, LazyLock};
@@ -101,6 +102,8 @@ pub struct Ring {
     #[expect(clippy::vec_box, reason = "the kernel holds pointers into the boxes in use")]
     spare_addresses: Vec<Box<SocketAddress>>,
     wake: Arc<EventFd>,
+    /// What wakes each worker, by its number.
+    wakes: Arc<[Arc<EventFd>]>,
     /// Where the mailbox's read puts the eventfd's counter.
     wake_count: Box<u64>,
     features: Features,
@@ -144,6 +147,7 @@ impl Ring {
             slots: Paged::with_capacity(slots),
             spare_addresses: Vec::new(),
             wake,
+            wakes: Arc::new([]),
             wake_count: Box::new(0),
             features,
             cpu: None,
@@ -454,6 +458,7 @@ impl Io for Ring {
                 let entry = opcode::Close::new(file(token, side)).build();
                 self.push(&entry.user_data(token.pack()));
             }
+            Operation::Wake { worker } => self.wake(token, worker),
             Operation::Cancel { target } => {
                 let target = Token { kind: target, ..token }.pack();
                 let entry = opcode::AsyncCancel::new(target).build();

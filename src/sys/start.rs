@@ -42,6 +42,8 @@ pub struct Start {
     pub records: Option<record::Sender>,
     /// Its mailbox.
     pub mailbox: Receiver,
+    /// What wakes each worker, by its number.
+    pub wakes: Arc<[Arc<EventFd>]>,
 }
 
 /// Why a worker could not start.
@@ -102,7 +104,7 @@ pub fn client_ring(
     wake: &Arc<EventFd>,
 ) -> Result<Ring, StartError> {
     pin(cpu)?;
-    own_descriptor_table(wake.as_raw_fd())?;
+    own_descriptor_table(std::slice::from_ref(wake))?;
     let ring = || {
         Ring::new(slots, Vec::new(), Arc::clone(wake))
             .map_err(|(step, source)| StartError::Ring { step, source })
@@ -138,7 +140,7 @@ fn is_no_memory_for_a_ring(error: &StartError) -> bool {
 
 fn prepare(start: Start) -> Result<(Worker<Ring>, Vec<u32>), StartError> {
     pin(start.cpu)?;
-    own_descriptor_table(start.mailbox.wake_fd())?;
+    own_descriptor_table(&start.wakes)?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());
     let steered_to = start.cpu.filter(|_| start.steering == Steering::IncomingCpu);
@@ -149,6 +151,7 @@ fn prepare(start: Start) -> Result<(Worker<Ring>, Vec<u32>), StartError> {
             .map_err(|(step, source)| StartError::Ring { step, source })
     };
     let (mut ring, inodes) = patiently(ring, is_no_memory_for_a_ring)?;
+    ring.meet(start.wakes);
     if let Some(cpu) = start.cpu {
         ring.sample_cpus(cpu, Arc::clone(&start.counters));
     }
@@ -190,11 +193,17 @@ fn listen(
 /// Leaves the process's descriptor table for one of the thread's own (unshare(2)) and closes all
 /// that came along except the standard streams and `keep`: limits count per worker, look-ups share
 /// no lock, and no copy of another thread's socket keeps it open.
-fn own_descriptor_table(keep: RawFd) -> Result<(), StartError> {
+fn own_descriptor_table(keep: &[Arc<EventFd>]) -> Result<(), StartError> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES)
         .map_err(|error| StartError::Files { source: error.into() })?;
-    close_range(3, keep - 1)?;
-    close_range(keep + 1, RawFd::MAX)
+    let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for kept in keep {
+        close_range(first, kept - 1)?;
+        first = kept + 1;
+    }
+    close_range(first, RawFd::MAX)
 }
 
 fn close_range(first: RawFd, last: RawFd) -> Result<(), StartError> {
@@ -202,7 +211,7 @@ fn close_range(first: RawFd, last: RawFd) -> Result<(), StartError> {
         return Ok(());
     }
     // SAFETY: this thread's table is its own by now; nothing in it but the standard streams and
-    // the mailbox belongs to an object that this thread uses.
+    // what wakes the workers belongs to an object that this thread uses.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if closed == 0 {
         return Ok(());

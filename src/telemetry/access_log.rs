@@ -70,6 +70,7 @@ struct Line<'a> {
     outbound_bytes: u64,
     client_hello_ms: f64,
     handshake_ms: f64,
+    queue_ms: f64,
     connect_ms: f64,
     total_ms: f64,
 }
@@ -205,6 +206,7 @@ fn append_line(batch: &mut Vec<u8>, record: &Record, names: &Names, time: &str) 
         outbound_bytes: record.outbound_bytes,
         client_hello_ms: milliseconds(record.client_hello_nanos),
         handshake_ms: milliseconds(record.handshake_nanos),
+        queue_ms: milliseconds(record.queue_nanos),
         connect_ms: milliseconds(record.connect_nanos),
         total_ms: milliseconds(record.total_nanos),
     };
@@ -252,6 +254,7 @@ mod tests {
             outbound_bytes: 20,
             client_hello_nanos: 1_234_567,
             handshake_nanos: 0,
+            queue_nanos: 2_000_000,
             connect_nanos: 999,
             total_nanos: 5_000_000_000,
         }
@@ -281,7 +284,7 @@ mod tests {
                 r#""client_verified":true,"client_name":"a\"bé","#,
                 r#""backend":"app","server":"127.0.0.1:2","#,
                 r#""reason":"finished","inbound_bytes":10,"outbound_bytes":20,"#,
-                r#""client_hello_ms":1.234,"handshake_ms":0.0,"connect_ms":0.0,"#,
+                r#""client_hello_ms":1.234,"handshake_ms":0.0,"queue_ms":2.0,"connect_ms":0.0,"#,
                 r#""total_ms":5000.0}"#,
                 "\n"
             )

@@ -11,6 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit as EncodedUnit};
 
+use super::backends::{Backend, Server};
 use super::counters::{ByLabel, Counter, Counters};
 use super::histogram::{BOUNDS_NANOS, Histogram};
 use super::kernel::{Kernel, Socket};
@@ -53,6 +54,9 @@ pub struct Process {
     pub workers: Vec<Observed>,
     /// What the kernel counts; the control thread asks it.
     pub kernel: Kernel,
+    /// Backends whose servers may have only so many connections; the control thread sets their
+    /// gauges.
+    pub backends: Vec<Backend>,
     /// Gauge: sessions in the cache of all workers; the control thread sets it.
     pub shared_sessions: Counter,
     /// Gauge: bytes of these; the control thread sets it.
@@ -74,12 +78,19 @@ impl Process {
             started,
             workers: std::iter::repeat_with(observed).take(workers).collect(),
             kernel: Kernel::default(),
+            backends: Vec::new(),
             shared_sessions: Counter::default(),
             shared_bytes: Counter::default(),
             ticket_epoch: Counter::default(),
             records_written: Counter::default(),
             records_failed: Counter::default(),
         }
+    }
+
+    /// The same with the gauges of these backends.
+    #[must_use]
+    pub fn with_backends(self, backends: Vec<Backend>) -> Self {
+        Self { backends, ..self }
     }
 
     /// The sum of one number over all workers.
@@ -106,6 +117,7 @@ impl Collector for Process {
         self.encode_process(&mut page)?;
         encode_connections(&mut page)?;
         self.encode_kernel(&mut page)?;
+        self.encode_backends(&mut page)?;
         self.encode_resumption(&mut page)?;
         encode_loop(&mut page)?;
         self.encode_access_log(&mut page)
@@ -132,6 +144,39 @@ impl Process {
         page.sockets(&names::DROPS, &self.kernel, |socket| &socket.drops)?;
         for (metric, count) in self.kernel.counts() {
             page.family(metric)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        Ok(())
+    }
+
+    fn encode_backends(&self, page: &mut Page<'_, '_>) -> fmt::Result {
+        let mut family = page.family(&names::BACKEND_WAITING)?;
+        for backend in &self.backends {
+            family
+                .encode_family(&[("backend", backend.name.as_str())])?
+                .encode_gauge(&backend.waiting.get())?;
+        }
+        self.servers(page, &names::SERVER_CONNECTIONS, |server| float(server.connections.get()))?;
+        self.servers(page, &names::SERVER_CONNECTIONS_MAX, |server| {
+            server.max.map_or(f64::INFINITY, f64::from)
+        })
+    }
+
+    fn servers(
+        &self,
+        page: &mut Page<'_, '_>,
+        metric: &Metric,
+        value: impl Fn(&Server) -> f64,
+    ) -> fmt::Result {
+        let mut family = page.family(metric)?;
+        for Backend { name, servers, .. } in &self.backends {
+            for server in servers {
+                family
+                    .encode_family(&[
+                        ("backend", name.as_str()),
+                        ("server", server.address.as_str()),
+                    ])?
+                    .encode_gauge(&value(server))?;
+            }
         }
         Ok(())
     }

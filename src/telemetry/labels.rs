@@ -65,6 +65,11 @@ labels! {
         ConnectTimeout = "connect_timeout",
         /// The backend has no server with a known address.
         NoServer = "no_server",
+        /// Every server had `max_connections`, and `queue.max` clients waited already.
+        QueueFull = "queue_full",
+        /// Every server had `max_connections`, and no connection ended for this client within
+        /// `queue.timeout`.
+        QueueTimeout = "queue_timeout",
         /// The handshake did not come to its end; the handshake outcome says why.
         HandshakeFailed = "handshake_failed",
         /// `timeouts.idle` passed without a byte; both sides got a reset.
@@ -314,6 +319,8 @@ labels! {
         Handshake = "handshake",
         /// The client has said nothing yet, and `connect = "on_first_byte"`.
         FirstByte = "first_byte",
+        /// Every server has as many connections as it may: it waits for one to end.
+        Queued = "queued",
         /// Its server is not connected.
         Connect = "connect",
         /// Bytes go both ways.
@@ -332,7 +339,9 @@ labels! {
         ClientHello = "client_hello",
         /// From the complete `ClientHello` to the client's Finished.
         Handshake = "handshake",
-        /// From the routing decision to the connected server.
+        /// From coming into line for a server to leaving it, whether served or not.
+        Queue = "queue",
+        /// From the routing decision to the connected server, without the time in line.
         Connect = "connect",
         /// From the connected server to the last byte.
         Relay = "relay",
@@ -379,6 +388,10 @@ labels! {
         Sessions = "sessions",
         /// A ticket or session was too large to be made: the client's certificates are too long.
         SessionBytes = "session_bytes",
+        /// `max_connections` of every server of a backend: a client waits.
+        ServerConnections = "server_connections",
+        /// `queue.max`: a client got a reset instead of a place in line.
+        BackendQueue = "backend_queue",
     }
 }
 

@@ -134,6 +134,12 @@ metrics! {
         "Connects that failed and were tried again on another server";
     CONNECT_FAILURES: "connect_failures_total" Counter Count ["worker"]
         "Connects to a server that failed";
+    BACKEND_WAITING: "backend_waiting" Gauge Count ["backend"]
+        "Clients that wait because every server of the backend has all the connections it may have";
+    SERVER_CONNECTIONS: "server_connections" Gauge Count ["backend", "server"]
+        "Connections to a server, where the number of the backend's connections is limited";
+    SERVER_CONNECTIONS_MAX: "server_connections_max" Gauge Count ["backend", "server"]
+        "Connections that such a server may have at a time; +Inf: any number";
     RESTS: "connection_rests_total" Counter Count ["worker"]
         "Times that a connection gave its buffers back because no byte had moved for a while";
     LIMITS: "limit_reached_total" Counter Count ["worker", "limit"]

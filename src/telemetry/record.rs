@@ -49,7 +49,9 @@ pub struct Record {
     pub client_hello_nanos: u64,
     /// Nanoseconds from there to the client's Finished.
     pub handshake_nanos: u64,
-    /// Nanoseconds from the route to the connected server.
+    /// Nanoseconds in line for a server.
+    pub queue_nanos: u64,
+    /// Nanoseconds from the route to the connected server, without those in line.
     pub connect_nanos: u64,
     /// Nanoseconds from accept to close.
     pub total_nanos: u64,

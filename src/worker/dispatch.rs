@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::backend::permits::Waiter;
 use crate::config::Refuse;
 use crate::connection::common::Common;
 use crate::connection::context::Context;
@@ -24,9 +25,9 @@ const OWED_PART: u32 = 4;
 /// A turn counts as so long, at least.
 const TURN_MIN: Duration = Duration::from_micros(20);
 
-/// The context of one event, made of the worker's disjoint parts.
+/// The context of one event of a connection, made of the worker's disjoint parts.
 macro_rules! context {
-    ($worker:expr) => {
+    ($worker:expr, $slot:expr, $generation:expr) => {
         Context {
             now: $worker.now,
             unix: $worker.unix,
@@ -37,6 +38,8 @@ macro_rules! context {
             resumption: &$worker.resumption,
             cursors: &mut $worker.cursors,
             sources: &$worker.sources,
+            waiter: Waiter { worker: $worker.index, slot: $slot, generation: $generation },
+            wakes: &mut $worker.wakes,
         }
     };
 }
@@ -48,7 +51,7 @@ impl<I: Io> Worker<I> {
             Kind::Accept => self.on_accept(&completion),
             Kind::Mailbox => self.obey_commands(),
             // The accept that it cancelled speaks for itself.
-            Kind::CancelAccept | Kind::Internal | Kind::SampleClient => {}
+            Kind::CancelAccept | Kind::Internal | Kind::SampleClient | Kind::Wake => {}
             _ => self.on_operation(completion),
         }
     }
@@ -64,7 +67,7 @@ impl<I: Io> Worker<I> {
         let listener = bind.listener;
         let common = Common::new(snapshot, client, local, listener, self.now);
         let admitted = self.admit(listener, client.ip());
-        let mut cx = context!(self);
+        let mut cx = context!(self, token.slot, token.generation);
         let connection = match admitted {
             Ok(source) => Connection::begin(common, source, &mut cx),
             Err(refusal) => {
@@ -96,7 +99,7 @@ impl<I: Io> Worker<I> {
             Payload::Peer(address) => (None, Delivery::Address(address)),
             Payload::None => (None, Delivery::None),
         };
-        let mut cx = context!(self);
+        let mut cx = context!(self, token.slot, token.generation);
         let io = &mut self.io;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let delivery = match &received {
@@ -131,7 +134,7 @@ impl<I: Io> Worker<I> {
         let Some(connection) = self.table.connection(slot, generation) else {
             return;
         };
-        let mut cx = context!(self);
+        let mut cx = context!(self, slot, generation);
         if catch_unwind(AssertUnwindSafe(|| act(connection, &mut cx))).is_err() {
             self.contain_panic(slot, generation);
         }
@@ -215,7 +218,7 @@ impl<I: Io> Worker<I> {
         let Some(connection) = self.table.connection(slot, generation) else {
             return;
         };
-        let mut cx = context!(self);
+        let mut cx = context!(self, slot, generation);
         connection.abort(CloseReason::InternalError, &mut cx);
     }
 
@@ -233,7 +236,7 @@ impl<I: Io> Worker<I> {
             self.timers.set(slot, at);
         }
         if let Some(reason) = connection.done() {
-            self.free(slot, reason);
+            self.free(slot, generation, reason);
         }
     }
 
@@ -244,11 +247,11 @@ impl<I: Io> Worker<I> {
         self.table.release(slot)
     }
 
-    fn free(&mut self, slot: u32, reason: CloseReason) {
+    fn free(&mut self, slot: u32, generation: u32, reason: CloseReason) {
         let Entry::Open(connection) = self.release(slot) else {
             return;
         };
-        let mut cx = context!(self);
+        let mut cx = context!(self, slot, generation);
         let record = connection.free(self.index, reason, &mut cx);
         if let Some(records) = &mut self.records
             && records.push(Box::new(record)).is_err()

@@ -6,6 +6,7 @@ pub mod admission;
 pub mod command;
 pub mod dispatch;
 pub mod paged;
+mod permits;
 pub mod scheduler;
 pub mod snapshot;
 pub mod sources;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::balance::RoundRobin;
+use crate::backend::permits::Permits;
 use crate::io::buffer::Pool;
 use crate::io::{Completion, Io, Kind, Operation, Time, Token};
 use crate::limits::{ACCEPTS_ARMED, COMPLETIONS_KEPT, TRIM_INTERVAL};
@@ -102,6 +104,10 @@ pub struct Worker<I: Io> {
     timers: Timers,
     pool: Pool,
     cursors: Vec<RoundRobin>,
+    /// Permits of the backends that have any.
+    permits: Vec<Arc<Permits>>,
+    /// Workers to be woken at the end of the turn.
+    wakes: Vec<u16>,
     resumption: Rc<Resumption>,
     sources: Arc<Sources>,
     now: Time,
@@ -133,6 +139,7 @@ impl<I: Io> Worker<I> {
     pub fn new(mut io: I, setup: Setup) -> Self {
         let (now, unix) = (io.now(), io.unix());
         let cursors = cursors(&setup.snapshot, setup.index);
+        let permits = permits::of(&setup.snapshot);
         let Handshake { max_pending, queue_deadline, .. } = setup.snapshot.handshake;
         let scheduler = Scheduler::new(max_pending, queue_deadline);
         let slots = slots(setup.connections, setup.binds.len());
@@ -149,6 +156,8 @@ impl<I: Io> Worker<I> {
             timers: Timers::with_capacity(slots),
             pool: Pool::default(),
             cursors,
+            permits,
+            wakes: Vec::new(),
             resumption: Rc::new(Resumption::new(setup.resumption)),
             sources: setup.sources,
             now,
@@ -189,6 +198,7 @@ impl<I: Io> Worker<I> {
         self.shake_hands();
         self.finish_drain();
         self.trim();
+        self.fetch_permits();
         for (token, operation) in self.last.drain(..) {
             self.io.submit(token, operation);
         }
@@ -198,8 +208,13 @@ impl<I: Io> Worker<I> {
         self.counters.busy_nanos.add(busy);
         self.counters.longest_turn_nanos.raise_to(busy);
 
-        let idle = self.table.open() == 0 && self.table.accepting() == 0;
+        let idle = self.table.open() == 0 && self.table.accepting() == 0 && !self.awaits_permits();
         if self.drain_until.is_some() && idle { Progress::Ended } else { Progress::Running }
+    }
+
+    /// What runs the operations.
+    pub fn io(&self) -> &I {
+        &self.io
     }
 
     /// What runs the operations.
@@ -274,6 +289,7 @@ impl<I: Io> Worker<I> {
             match command {
                 Command::Snapshot(snapshot) => {
                     self.cursors = cursors(&snapshot, self.index);
+                    self.use_permits(permits::of(&snapshot));
                     let Handshake { max_pending, queue_deadline, .. } = snapshot.handshake;
                     self.scheduler.set_bounds(max_pending, queue_deadline);
                     self.snapshot = Rc::new(Local::new(snapshot));

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::backend::permits::Permits;
 use crate::config::{Handshake, ProxyVersion, Timeouts};
 use crate::io::Address;
 use crate::tls::terms::Terms;
@@ -78,6 +79,9 @@ pub struct Backend {
     pub on_first_byte: bool,
     /// PROXY header to begin with.
     pub send_proxy_protocol: Option<ProxyVersion>,
+    /// How many connections its servers may have; `None`: any number. All snapshots of one
+    /// configuration share it.
+    pub permits: Option<Arc<Permits>>,
 }
 
 /// One address of a server.

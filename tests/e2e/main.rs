@@ -25,6 +25,7 @@ mod limits;
 mod load;
 mod observability;
 mod proxy_protocol;
+mod queue;
 mod relay;
 mod resumption;
 mod shutdown;

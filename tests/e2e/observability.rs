@@ -177,7 +177,7 @@ fn one_access_log_record_tells_a_connections_whole_story() {
     let time = record["time"].as_str().unwrap();
     assert!(time.starts_with("20") && time.ends_with('Z'), "{record}");
     let total = record["total_ms"].as_f64().unwrap();
-    for part in ["client_hello_ms", "handshake_ms", "connect_ms"] {
+    for part in ["client_hello_ms", "handshake_ms", "queue_ms", "connect_ms"] {
         let part = record[part].as_f64().unwrap();
         assert!(part >= 0.0 && part <= total, "{record}");
     }

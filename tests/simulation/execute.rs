@@ -66,6 +66,7 @@ fn kind_of(operation: &Operation) -> Kind {
         Operation::Reset { side: Server } => Kind::ResetServer,
         Operation::Close { side: Client } => Kind::CloseClient,
         Operation::Close { side: Server } => Kind::CloseServer,
+        Operation::Wake { .. } => Kind::Wake,
         Operation::Cancel { target } => match target {
             Kind::Accept => Kind::CancelAccept,
             Kind::RecvClient => Kind::CancelRecvClient,
@@ -113,6 +114,7 @@ impl SimIo {
             | Operation::Poll { .. }
             | Operation::Shutdown { .. }
             | Operation::Reset { .. }
+            | Operation::Wake { .. }
             | Operation::Cancel { .. } => {}
         }
     }
@@ -176,6 +178,7 @@ impl SimIo {
                 self.close(key, token, side);
                 None
             }
+            Operation::Wake { .. } => unreachable!("it is done when it is submitted"),
             Operation::Cancel { target } => {
                 let named = Token::new(token.slot, token.generation, target).pack();
                 if self.in_flight.get(&named).is_some_and(|held| held.tried) {
@@ -231,7 +234,8 @@ impl SimIo {
         let talk = self.world.talk(link);
         self.world.talks[talk].accepted = true;
         self.world.own(link, token.slot, Side::Client);
-        let socket = Socket { generation: token.generation, link: Some(link), open: true };
+        let generation = token.generation;
+        let socket = Socket { generation, link: Some(link), open: true, to: None };
         self.sockets.insert((token.slot, false), socket);
         let address = self.world.talks[talk].address;
         self.complete(key, Ok(0), Payload::Peer(address));
@@ -336,6 +340,7 @@ impl SimIo {
             generation: token.generation,
             link: None,
             open: outcome != ConnectOutcome::NoFiles,
+            to: Some(address.clone()),
         };
         self.sockets.insert((token.slot, true), socket);
         self.world.schedule_in(delay, Event::ConnectAnswered { key, talk, attempt, result });

@@ -6,7 +6,7 @@
 //!
 //! Reading order: `run` (one run), `conversation` (the laws), `faults` (what goes wrong), `client`
 //! and `server` (the model peers), `world` (events), `network` (TCP), `sim_io` and `execute` (the
-//! kernel).
+//! kernel). `permits` runs several workers that share a backend's permits.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -24,6 +24,8 @@ mod faults;
 mod kernel_tests;
 mod network;
 mod pattern;
+mod permits;
+mod queue;
 mod random;
 mod receive_buffers;
 mod run;
@@ -125,6 +127,10 @@ impl Reached {
             "source_handshake_cpu",
             "connect_retries",
             "rests",
+            "server_connections",
+            "backend_queue",
+            "queue_full",
+            "queue_timeout",
             "ticket",
             "psk",
         ] {

@@ -4,12 +4,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use portcullis::config::{Handshake, Limits, PerSource, ProxyVersion, Refuse, Timeouts};
+use portcullis::backend::permits::Permits;
+use portcullis::config::{
+    BackendQueue, Handshake, Limits, PerSource, ProxyVersion, Refuse, Timeouts,
+};
 use portcullis::io::{Address, Time};
 use portcullis::limits::{CONNECT_TRIES_MAX, MAILBOX_COMMANDS_MAX};
 use portcullis::telemetry::counters::Counters;
 use portcullis::telemetry::labels::{CloseReason, HandshakeOutcome, Label, State};
-use portcullis::telemetry::record::Record;
+use portcullis::telemetry::record::{self, Record};
 use portcullis::tls::resumption::bridge::{Beginnings, Bridge};
 use portcullis::tls::terms::Terms;
 use portcullis::worker::admission::{Admission, Costs};
@@ -20,6 +23,7 @@ use portcullis::worker::{Bind, Progress, Setup, Worker};
 
 use crate::conversation::Conversation;
 use crate::faults::{Faults, Plan};
+use crate::permits;
 use crate::random::Random;
 use crate::sim_io::SimIo;
 use crate::trust::AnyCertificate;
@@ -28,7 +32,7 @@ use crate::world::{Event, World, listener_address};
 const LISTENERS: usize = 2;
 
 /// What is run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Setting {
     pub(crate) seed: u64,
     pub(crate) faults: Faults,
@@ -39,6 +43,9 @@ pub(crate) struct Setting {
     /// Slots in the worker's table.
     pub(crate) connections: u32,
     pub(crate) servers: u16,
+    /// Of each server; `None`: any number.
+    pub(crate) max_connections: Option<u32>,
+    pub(crate) queue: BackendQueue,
     pub(crate) proxy: Option<ProxyVersion>,
     pub(crate) on_first_byte: bool,
     pub(crate) client_hello_bytes: usize,
@@ -61,6 +68,14 @@ pub(crate) enum Sent {
     Stop,
 }
 
+/// A worker under way.
+pub(crate) struct Running {
+    pub(crate) worker: Worker<SimIo>,
+    counters: Arc<Counters>,
+    sources: Arc<Sources>,
+    told: record::Receiver,
+}
+
 /// What came of it.
 pub(crate) struct Outcome {
     pub(crate) talks: Vec<Conversation>,
@@ -80,6 +95,8 @@ impl Setting {
             addresses: Vec::new(),
             connections: 8,
             servers: 2,
+            max_connections: None,
+            queue: BackendQueue { max: 64, timeout: Duration::from_secs(5) },
             proxy: None,
             on_first_byte: false,
             client_hello_bytes: 16 * 1024,
@@ -153,6 +170,11 @@ impl Setting {
             },
             limits: Limits::default(),
             connection_rate: None,
+            max_connections: random.pick(&[None, None, Some(1), Some(2), Some(5)]),
+            queue: BackendQueue {
+                max: random.pick(&[0, 2, 64, 64]),
+                timeout: Duration::from_millis(random.pick(&[20, 1000, 5000, 50_000])),
+            },
         };
         setting.with_limits(&mut random)
     }
@@ -183,7 +205,8 @@ impl Setting {
         self.commands.iter().any(|(_, sent)| ends(sent))
     }
 
-    fn snapshot(&self) -> Arc<Snapshot> {
+    /// What `workers` workers share.
+    pub(crate) fn snapshot(&self, workers: usize) -> Arc<Snapshot> {
         // The first listener has our own record layer, the second rustls's.
         let listener = |lean| Listener {
             terms: Arc::new(Terms::new(server_config(lean))),
@@ -194,12 +217,19 @@ impl Setting {
             server,
             address: Address::Inet(SocketAddr::from(([198, 51, 100, 1], 8000 + server))),
         };
+        let permits = self.max_connections.map(|max| {
+            let servers = (0..self.servers).map(|_| Some(max));
+            let permits = Permits::new(servers, self.queue.max, self.queue.timeout, workers);
+            (0..self.servers).for_each(|server| permits.set_reachable(server, true));
+            Arc::new(permits)
+        });
         Arc::new(Snapshot {
             listeners: [true, false].map(listener).into(),
             backends: vec![Backend {
                 servers: (0..self.servers).map(server).collect(),
                 on_first_byte: self.on_first_byte,
                 send_proxy_protocol: self.proxy,
+                permits,
             }],
             admission: Admission::new(&self.limits, Costs::default()),
             handshake: self.handshake,
@@ -236,13 +266,24 @@ impl Setting {
 
     /// Runs until the worker has ended, and checks every law on the way and at the end.
     pub(crate) fn run(&self) -> Outcome {
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot(1);
+        let mut running = self.start(&snapshot, 0);
+        while running.worker.turn() == Progress::Running {
+            running.worker.check_invariants();
+            permits::check(&snapshot, std::slice::from_ref(&running));
+        }
+        permits::check_at_end(&snapshot);
+        self.finish(running)
+    }
+
+    /// A worker that has done nothing yet.
+    pub(crate) fn start(&self, snapshot: &Arc<Snapshot>, index: u16) -> Running {
         let (sender, commands) = rtrb::RingBuffer::new(MAILBOX_COMMANDS_MAX);
-        let (records, mut told) = rtrb::RingBuffer::new(1024);
+        let (records, told) = rtrb::RingBuffer::new(1024);
         let counters = Arc::new(Counters::default());
         let sources = Arc::new(Sources::new(64, LISTENERS));
         let drain = Command::Drain { timeout: self.timeouts.drain };
-        let io = SimIo::new(self.world(&snapshot), sender, Some(drain));
+        let io = SimIo::new(self.world(snapshot), sender, Some(drain));
         let bind = |number: usize| Bind {
             listener: u16::try_from(number).unwrap(),
             address: listener_address(number),
@@ -250,20 +291,22 @@ impl Setting {
             defer_accept: None,
         };
         let setup = Setup {
-            index: 0,
+            index,
             binds: (0..LISTENERS).map(bind).collect(),
             connections: self.connections,
-            snapshot,
+            snapshot: Arc::clone(snapshot),
             resumption: Beginnings::for_tests(),
             sources: Arc::clone(&sources),
             counters: Arc::clone(&counters),
             records: Some(records),
             commands,
         };
-        let mut worker = Worker::new(io, setup);
-        while worker.turn() == Progress::Running {
-            worker.check_invariants();
-        }
+        Running { worker: Worker::new(io, setup), counters, sources, told }
+    }
+
+    /// What came of a worker that has ended; checks every law that holds then.
+    pub(crate) fn finish(&self, running: Running) -> Outcome {
+        let Running { mut worker, counters, sources, mut told } = running;
         worker.check_invariants();
         assert_eq!(sources.totals(), (0, 0), "connections and handshakes that no source gave back");
         let io = worker.io_mut();
@@ -290,7 +333,11 @@ impl Setting {
             let hello_fits = self.client_hello_bytes >= 4096;
             let kind = talk.must_finish(tries_max) && !talk.client.misbehaved;
             // More came at once than may wait, or than may come.
-            let refused = record.as_ref().is_some_and(|record| is_refused(record.handshake));
+            let refused = record.as_ref().is_some_and(|record| {
+                is_refused(record.handshake)
+                    || record.reason == CloseReason::QueueFull
+                    || record.reason == CloseReason::QueueTimeout
+            });
             if kind && hello_fits && !refused && !self.ends_early() {
                 let reason = record.as_ref().map(|record| record.reason);
                 assert_eq!(

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use portcullis::io::{
-    Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
+    Address, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
 };
 use portcullis::telemetry::labels::HandshakeStep;
 use portcullis::worker::command::Command;
@@ -27,6 +27,7 @@ use crate::world::{Event, World};
 
 /// Virtual time after which a run has hung: every timeout of every test passes long before.
 const HUNG_AFTER: Time = Time(6 * 3600 * 1_000_000_000);
+const NEVER: Time = Time(u64::MAX);
 /// Turns of one run, ten times what the busiest seed known needs.
 const TURNS_MAX: u64 = 500_000;
 
@@ -49,6 +50,8 @@ pub(crate) struct Socket {
     pub(crate) link: Option<usize>,
     /// `false`: no descriptor could be had for it.
     pub(crate) open: bool,
+    /// A server's: where to.
+    pub(crate) to: Option<Address>,
 }
 
 /// The simulated kernel and the world behind it.
@@ -64,6 +67,12 @@ pub(crate) struct SimIo {
     commands: rtrb::Producer<Command>,
     /// Left when every client has gone.
     at_the_end: Option<Command>,
+    /// Workers that this one has woken.
+    pub(crate) woken: Vec<u16>,
+    /// The worker is not to see anything that happens later: others are behind.
+    pub(crate) horizon: Option<Time>,
+    /// The worker waits at the horizon, until then at most.
+    waits_until: Option<Time>,
     /// Condenses everything the worker was told: equal runs have equal traces.
     trace: u64,
     turns: u64,
@@ -85,6 +94,9 @@ impl SimIo {
             last_seen: BTreeMap::new(),
             commands,
             at_the_end,
+            woken: Vec::new(),
+            horizon: None,
+            waits_until: None,
             trace: 0,
             turns: 0,
         }
@@ -153,8 +165,26 @@ impl SimIo {
                 self.connect_answered(key, talk, attempt, result);
             }
             Event::CancelRuns { key } => self.cancel(key),
-            Event::Command(command) => self.command(command, completions),
+            Event::Command(command) => {
+                self.commands.push(command).expect("room in the mailbox");
+                completions.push(mailbox());
+            }
+            Event::Wake => completions.push(mailbox()),
         }
+    }
+
+    /// When the worker has something to do unless somebody wakes it.
+    pub(crate) fn next_at(&self) -> Time {
+        let Some(deadline) = self.waits_until else {
+            return self.world.now;
+        };
+        let next = self.world.next_at().unwrap_or(NEVER);
+        next.min(deadline).max(self.world.now)
+    }
+
+    /// Where the sockets towards servers lead that the worker has.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = &Address> {
+        self.sockets.values().filter_map(|socket| socket.to.as_ref())
     }
 
     fn deliver(&mut self, completion: Completion, completions: &mut Vec<Completion>) {
@@ -169,16 +199,6 @@ impl SimIo {
         };
         self.trace = mix(self.trace ^ mix(key) ^ mix(result) ^ mix(self.world.now.0));
         completions.push(completion);
-    }
-
-    fn command(&mut self, command: Command, completions: &mut Vec<Completion>) {
-        self.commands.push(command).expect("room in the mailbox");
-        completions.push(Completion {
-            token: Token::new(0, 0, Kind::Mailbox),
-            result: Ok(1),
-            more: true,
-            payload: Payload::None,
-        });
     }
 
     /// Every client has come, was served, and is gone.
@@ -245,7 +265,7 @@ impl SimIo {
             self.world.now = at.max(self.world.now);
             self.check_time();
             while let Some(event) = self.world.due() {
-                if !matches!(event, Event::Command(_)) {
+                if !matches!(event, Event::Command(_) | Event::Wake) {
                     self.handle(event, &mut nobody);
                 }
             }
@@ -260,9 +280,18 @@ impl SimIo {
     }
 }
 
+fn mailbox() -> Completion {
+    let token = Token::new(0, 0, Kind::Mailbox);
+    Completion { token, result: Ok(1), more: true, payload: Payload::None }
+}
+
 impl Io for SimIo {
     fn submit(&mut self, token: Token, operation: Operation) {
         self.check_submission(token, &operation);
+        if let Operation::Wake { worker } = operation {
+            self.woken.push(worker);
+            return;
+        }
         let key = token.pack();
         assert_eq!(Token::unpack(key), Some(token), "packs both ways");
         let operation = Some(operation);
@@ -274,6 +303,7 @@ impl Io for SimIo {
 
     fn wait(&mut self, deadline: Option<Time>, completions: &mut Vec<Completion>) {
         self.check_time();
+        self.waits_until = None;
         for key in std::mem::take(&mut self.queued) {
             self.attempt(key);
         }
@@ -294,6 +324,12 @@ impl Io for SimIo {
             }
             let next = self.world.next_at();
             let until = next.into_iter().chain(deadline).min();
+            if let Some(horizon) = self.horizon.filter(|end| until.is_none_or(|until| until > *end))
+            {
+                self.world.now = horizon.max(self.world.now);
+                self.waits_until = Some(deadline.unwrap_or(NEVER));
+                return;
+            }
             self.world.now = until.unwrap_or_else(|| {
                 panic!(
                     "the worker waits without a deadline, and nothing will ever happen: {:?}",

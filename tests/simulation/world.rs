@@ -35,6 +35,8 @@ pub(crate) enum Event {
     CancelRuns { key: u64 },
     /// The control thread leaves a command.
     Command(Command),
+    /// Another worker wakes this one.
+    Wake,
 }
 
 /// A link, the model at its far end, and the slot that holds our end.
@@ -115,6 +117,14 @@ impl World {
     /// When something happens next.
     pub(crate) fn next_at(&self) -> Option<Time> {
         self.events.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Another worker wakes this one: it notices soon, or late.
+    pub(crate) fn wake(&mut self, at: Time) {
+        let late = self.faults.late_completions;
+        let longest = if self.random.chance(late) { 50_000 } else { 5 };
+        let at = at + self.random.micros(0, longest);
+        self.schedule(at, Event::Wake);
     }
 
     /// A segment's way, or a round trip's half.

@@ -39,6 +39,8 @@ pub(crate) struct Setup {
     pub(crate) certificates: Vec<(Files, Vec<String>)>,
     /// Addresses of the backend's servers.
     pub(crate) servers: Vec<String>,
+    /// `max_connections` of each server.
+    pub(crate) max_connections: Option<u32>,
     /// `backend.connect`.
     pub(crate) connect: Option<&'static str>,
     /// `backend.send_proxy_protocol`.
@@ -69,6 +71,7 @@ impl Setup {
             listener: String::new(),
             certificates: vec![(leaf, Vec::new())],
             servers: vec![server.to_string()],
+            max_connections: None,
             connect: None,
             proxy_protocol: None,
             client_auth: String::new(),
@@ -152,6 +155,9 @@ impl Setup {
         }
         for server in &self.servers {
             write!(toml, "\n[[backend.server]]\naddress = {server:?}\n").unwrap();
+            if let Some(max) = self.max_connections {
+                writeln!(toml, "max_connections = {max}").unwrap();
+            }
         }
         write!(
             toml,

@@ -27,6 +27,17 @@ fn site(more: &str) -> (TempDir, PathBuf) {
     (directory, path)
 }
 
+#[test]
+fn limits_of_servers_and_who_waits_are_shown() {
+    let (_directory, path) = site("max_connections = 20\n[backend.queue]\nmax = 30\n");
+    let report = report(&path, SystemTime::now());
+    assert_eq!(report.exit_code, exit::OK, "{}", report.problems);
+    for part in ["at most 20 connections", "30 clients wait in line, for 5s at most"] {
+        assert!(report.text.contains(part), "{part}: {}", report.text);
+    }
+    fits_the_terminal(&report);
+}
+
 fn fits_the_terminal(report: &Report) {
     for line in report.text.lines().chain(report.problems.lines()) {
         let longest_word = line.split(' ').map(str::len).max().unwrap_or(0);

@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::{choice, label};
+use super::{MINUTE, SHORTEST, choice, label, number, timeout};
 use crate::config::raw::{Reader, Table, quoted};
-use crate::config::{Backend, Connect, ProxyVersion, Server, ServerAddress, defaults, server_name};
+use crate::config::{
+    Backend, BackendQueue, Connect, ProxyVersion, Server, ServerAddress, defaults, server_name,
+};
+use crate::limits::{QUEUE_CLIENTS_MAX, SERVER_CONNECTIONS_MAX};
 
 /// Bytes of a path in a Unix socket's address, without its final NUL (unix(7)).
 const UNIX_PATH_BYTES_MAX: usize = 107;
@@ -33,11 +36,27 @@ pub(super) fn backends<'d>(
         let choices = [("eager", Connect::Eager), ("on_first_byte", Connect::OnFirstByte)];
         let connect = choice(reader, &mut table, "connect", &choices);
         let connect = connect.unwrap_or(defaults::CONNECT_WHEN);
+        let queue = queue(reader, &mut table);
         let servers = servers(reader, &mut table);
         table.finish(reader);
-        backends.push(name.map(|name| Backend { name, servers, connect, send_proxy_protocol }));
+        backends.push(name.map(|name| Backend {
+            name,
+            servers,
+            connect,
+            send_proxy_protocol,
+            queue,
+        }));
     }
     Some(backends)
+}
+
+fn queue<'d>(reader: &mut Reader<'d>, backend: &mut Table<'d>) -> BackendQueue {
+    let mut table = backend.table(reader, "queue");
+    let max = number(reader, &mut table, "max", &(0..=QUEUE_CLIENTS_MAX));
+    let timeout = timeout(reader, &mut table, "timeout", &(SHORTEST..=5 * MINUTE));
+    table.finish(reader);
+    let default = BackendQueue::default();
+    BackendQueue { max: max.unwrap_or(default.max), timeout: timeout.unwrap_or(default.timeout) }
 }
 
 fn servers<'d>(reader: &mut Reader<'d>, table: &mut Table<'d>) -> Vec<Server> {
@@ -51,6 +70,8 @@ fn servers<'d>(reader: &mut Reader<'d>, table: &mut Table<'d>) -> Vec<Server> {
     for mut table in tables {
         let expected = "\"host:port\" or \"unix:/path\"";
         table.require(reader, "address", expected);
+        let range = 1..=SERVER_CONNECTIONS_MAX;
+        let max_connections = number(reader, &mut table, "max_connections", &range);
         if let Some(item) = table.string(reader, "address", expected) {
             match server_address(&item.value) {
                 Err(why) => reader.refuse(&item.at, quoted(&item.value), why),
@@ -58,7 +79,9 @@ fn servers<'d>(reader: &mut Reader<'d>, table: &mut Table<'d>) -> Vec<Server> {
                     let why = "stands in this backend twice; a server is named once";
                     reader.refuse(&item.at, quoted(&item.value), why);
                 }
-                Ok(address) => servers.push(Server { address, address_at: item.at }),
+                Ok(address) => {
+                    servers.push(Server { address, address_at: item.at, max_connections });
+                }
             }
         }
         table.finish(reader);

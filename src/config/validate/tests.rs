@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::*;
 use crate::config::{
-    ClientAuthMode, ConfigError, Connect, Limits, Network, PerSource, Refuse, ServerAddress,
-    UnknownName,
+    BackendQueue, ClientAuthMode, ConfigError, Connect, Limits, Network, PerSource, Refuse,
+    ServerAddress, UnknownName,
 };
 
 const SMALLEST: &str = r#"
@@ -51,6 +51,7 @@ fn smallest_file_gets_every_default() {
     assert_eq!(listener.unknown_name, UnknownName::Default);
     assert!(listener.alpn.is_empty());
     assert!(listener.client_auth.is_none());
+    assert_eq!(config.backends[0].servers[0].max_connections, None);
     assert_eq!(config.tls.versions, [TlsVersion::Tls12, TlsVersion::Tls13]);
     assert_eq!(config.tls.cipher_suites, None);
     assert_eq!(config.tls.record_layer, RecordLayer::Lean);
@@ -235,6 +236,11 @@ const OUT_OF_RANGE: &[(&str, &str, &str)] = &[
     ("[log]\nlevel = \"trace\"", "log.level = \"trace\"", "\"debug\""),
     ("[access_log]\npath = \"\"", "access_log.path", "standard output"),
     ("log = 1", "server[0].log", "unknown key"),
+    ("max_connections = 0", "server[0].max_connections = 0", "from 1 to 1000000"),
+    ("max_connections = \"2\"", "server[0].max_connections = \"2\"", "from 1 to 1000000"),
+    ("[backend.queue]\nmax = 65537", "backend[0].queue.max = 65537", "from 0 to 65536"),
+    ("[backend.queue]\ntimeout = 5", "backend[0].queue.timeout = 5", "\"10ms\" to \"5m\""),
+    ("[backend.queue]\nsize = 5", "backend[0].queue.size", "max, timeout"),
 ];
 
 #[test]
@@ -308,7 +314,10 @@ fn every_key() -> String {
 
 #[test]
 fn every_key_is_read() {
-    let text = every_key();
+    let text = every_key().replace(
+        ":8080\"\n",
+        ":8080\"\nmax_connections = 3\n[backend.queue]\nmax = 5\ntimeout = \"6s\"\n",
+    );
     let config = parse(&text).expect("valid");
     assert_eq!(
         config.workers,
@@ -320,6 +329,9 @@ fn every_key_is_read() {
     assert_eq!(listener.alpn, ["h2"]);
     assert_eq!(listener.connection_rate, Some(8));
     assert_eq!(config.backends[0].connect, Connect::OnFirstByte);
+    assert_eq!(config.backends[0].servers[0].max_connections, Some(3));
+    let queue = BackendQueue { max: 5, timeout: Duration::from_secs(6) };
+    assert_eq!(config.backends[0].queue, queue);
     assert_eq!(
         config.tls,
         Tls {
@@ -391,6 +403,8 @@ fn example_file_shows_the_defaults() {
     assert_eq!(as_is.limits, smallest.limits);
     for config in [&as_is, &all] {
         assert_eq!(config.backends[0].connect, Connect::Eager);
+        assert_eq!(config.backends[0].queue, BackendQueue::default());
+        assert!(!config.backends[0].is_limited());
         let listener = &config.listeners[0];
         assert_eq!((listener.backlog, listener.defer_accept), (None, None));
         assert_eq!(listener.unknown_name, UnknownName::Default);
@@ -424,6 +438,9 @@ fn example_file_documents_every_key() {
         "ca",
         "crl",
         "address",
+        "max_connections",
+        "max",
+        "timeout",
         "send_proxy_protocol",
         "versions",
         "cipher_suites",

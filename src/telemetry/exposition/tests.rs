@@ -50,7 +50,9 @@ fn process() -> Arc<Process> {
     let process = Process::new(2, UNIX_EPOCH + Duration::from_secs(1_700_000_000));
     let address = ([192, 0, 2, 1], 443).into();
     process.kernel.set_sockets(vec![Socket::new("https".to_owned(), 1, address, 7)]);
-    Arc::new(process)
+    let servers = vec![Server::new("app:80".to_owned(), Some(3))];
+    let backends = vec![Backend::new("app".to_owned(), servers)];
+    Arc::new(process.with_backends(backends))
 }
 
 fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
@@ -99,6 +101,8 @@ fn label_values_come_from_the_closed_sets_and_all_of_them_are_there() {
         ("key", labels_of::<KeyType>()),
         ("kind", labels_of::<ResumptionKind>()),
         ("result", labels_of::<ResumptionResult>()),
+        ("backend", HashSet::from(["app".to_owned()])),
+        ("server", HashSet::from(["app:80".to_owned()])),
         ("worker", HashSet::from(["0".to_owned(), "1".to_owned()])),
         ("listener", HashSet::from(["https".to_owned()])),
         ("address", HashSet::from(["192.0.2.1:443".to_owned()])),
@@ -137,6 +141,8 @@ fn a_scrape_shows_what_the_worker_counted() {
     socket.backlog.set(4096);
     socket.drops.set(12);
     process.kernel.read_netstat("TcpExt: ListenDrops\nTcpExt: 34\n");
+    process.backends[0].waiting.set(4);
+    process.backends[0].servers[0].connections.set(3);
 
     let samples = parse(&process.render());
     let worker = ("worker", "1");
@@ -158,6 +164,10 @@ fn a_scrape_shows_what_the_worker_counted() {
     shows("portcullis_kernel_listen_drops_total", &[], 34.0);
     shows("portcullis_access_log_records_written_total", &[], 5.0);
     shows("portcullis_process_start_time_seconds", &[], 1_700_000_000.0);
+    let (backend, server) = (("backend", "app"), ("server", "app:80"));
+    shows("portcullis_backend_waiting", &[backend], 4.0);
+    shows("portcullis_server_connections", &[backend, server], 3.0);
+    shows("portcullis_server_connections_max", &[backend, server], 3.0);
     let stage = ("stage", "handshake");
     let bucket = "portcullis_stage_duration_seconds_bucket";
     shows(bucket, &[worker, stage, ("le", "0.0005")], 0.0);
