@@ -47,8 +47,9 @@ impl Server {
     ) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let address = free_address()?;
-        let mut values = values(certificate, address, origin, placement, directory.path());
-        values.extend(program.values.iter().cloned());
+        // The first that fits counts.
+        let mut values: Vec<_> = program.values.clone();
+        values.extend(self::values(certificate, address, origin, placement, directory.path()));
         if let Some(template) = program.template {
             let config = directory.path().join(template);
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/peers").join(template);
@@ -156,6 +157,7 @@ fn values(
         // Some refuse to work as root.
         ("@USER@", if Uid::effective().is_root() { "nobody" } else { "" }.to_owned()),
         ("@DIRECTORY@", path(directory)),
+        ("@SERVER_KEYS@", String::new()),
     ];
     if let Some(origin) = origin {
         values.push(("@ORIGIN@", origin.to_string()));
