@@ -61,7 +61,7 @@ struct Options {
 
 /// What the quiet source does.
 const QUIET: [(&str, &[&str]); 2] = [
-    ("20 handshakes a second", &["handshake", "--rate", "20", "--connections", "64"]),
+    ("100 handshakes a second", &["handshake", "--rate", "100", "--connections", "64"]),
     ("500 requests a second", &["request", "--rate", "500", "--connections", "16"]),
 ];
 

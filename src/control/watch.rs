@@ -477,7 +477,7 @@ mod tests {
             connections_per_worker: None,
             client_hello_bytes: 5678,
             min_rate: 4321,
-            connection_rate: Some(4321),
+            connection_rate: Some(8765),
             refuse: Refuse::Reset,
             per_source: PerSource {
                 connections: Some(71),
@@ -537,7 +537,7 @@ mod tests {
             (Limit::Sessions, "", "resumption.session_bytes"),
             (Limit::SessionBytes, "", "certificates"),
             (Limit::ReceiveBuffers, "256", "workers.count"),
-            (Limit::ConnectionRate, "4321", "limits.connection_rate"),
+            (Limit::ConnectionRate, "8765", "limits.connection_rate"),
             (Limit::ListenerConnectionRate, "", "connection_rate"),
             (Limit::SourceConnections, "71", "limits.per_source.connections"),
             (Limit::SourceHandshakes, "72", "limits.per_source.handshakes"),
