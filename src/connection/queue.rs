@@ -79,7 +79,11 @@ impl Queued {
                 self.leave(common, cx);
                 return Close::abort(common, CloseReason::QueueTimeout, cx);
             }
-            Event::Deadline => common.rest_until(self.ends_at, cx),
+            Event::Deadline => {
+                // What it has sent waits for us, not for a server.
+                common.watch_anew();
+                common.rest_until(self.ends_at, cx);
+            }
             Event::Readable(_) => common.set_deadline_to_rest(self.ends_at, cx),
             Event::Sent(_) | Event::Connected(_) | Event::Closed(_) | Event::Settled => {}
         }
