@@ -102,7 +102,8 @@ impl Loop {
             (Kind::RecvClient, _) => {
                 if let Some(connection) = self.connection(slot) {
                     connection.receiving = more;
-                    connection.ended |= !more && result != Err(Errno::NO_BUFFERS);
+                    let later = [Errno::NO_BUFFERS, Errno::TRY_AGAIN].map(Err);
+                    connection.ended |= !more && !later.contains(&result);
                 }
             }
             (Kind::SendClient, Payload::Sent(buffer)) => {

@@ -52,14 +52,15 @@ impl Stored {
         self.expires <= now
     }
 
-    /// Bytes that a cache accounts for this session: [`ENTRY_BYTES`], and the state as glibc's
-    /// malloc stores it: 8 bytes in front, a multiple of 16, 32 at least.
+    /// Bytes that a cache accounts for this session: [`ENTRY_BYTES`], and the state as the
+    /// allocator stores it, in a block of the next size class (jemalloc(3), "SIZE CLASSES").
     pub fn bytes(&self) -> usize {
-        let state = match self.state.len() {
-            0 => 0,
-            len => (len + 8).next_multiple_of(16).max(32),
+        let spacing = match self.state.len() {
+            ..=128 => 16,
+            // Four classes between two powers of two.
+            len => 1 << ((len - 1).ilog2() - 2),
         };
-        ENTRY_BYTES + state
+        ENTRY_BYTES + self.state.len().next_multiple_of(spacing)
     }
 }
 
