@@ -37,7 +37,7 @@ const LARGE: u64 = 384 * 1024;
 /// Below this the bar is kept: p99 during by p99 before.
 const BAR: f64 = 1.2;
 
-/// Measures established traffic before and while slow and garbage clients are there.
+/// Measures established traffic alone and while slow and garbage clients are there.
 #[derive(Debug, Parser)]
 struct Options {
     /// Slow clients; fewer where one worker's descriptors do not allow so many.
@@ -46,7 +46,7 @@ struct Options {
     /// Clients that send no TLS, and come again and again.
     #[arg(long, default_value_t = 2000)]
     garbage: u64,
-    /// Rounds of before and during.
+    /// Rounds of all three.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Length of each measurement, as `portcullis load` writes it.
@@ -79,10 +79,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// One before and one during.
+/// The established traffic alone, then with the crowd at another server that gives way to all, and
+/// then with the crowd at its own.
 struct Round {
-    before: Value,
-    during: Value,
+    measured: [Value; 3],
     crowd: Counts,
 }
 
@@ -106,16 +106,22 @@ fn run(mut options: Options) -> Result<()> {
     let small = Origin::start(small, &placement.clients)?;
     let large = Origin::start(large, &placement.clients)?;
     let origins = [small.address, large.address];
-    let server = Server::start(&certificate, origins, &placement, directory.path())?;
-    let crowd = Crowd { addresses: server.addresses, slow, garbage: options.garbage };
+    let server = Server::start(&certificate, origins, &placement, directory.path(), false)?;
+    let other = Server::start(&certificate, origins, &placement, directory.path(), true)?;
     let mut rounds = Vec::new();
     for _ in 0..options.rounds {
-        let before = load(&options, &server)?;
-        let here = crowd.gather(&certificate)?;
-        let during = load(&options, &server)?;
-        let held = server.connections()?;
-        rounds.push(Round { before, during, crowd: here.leave(held)? });
-        server.wait_idle()?;
+        let alone = load(&options, &server)?;
+        let crowd_at = |at: &Server| -> Result<(Value, Counts)> {
+            let crowd = Crowd { addresses: at.addresses, slow, garbage: options.garbage };
+            let here = crowd.gather(&certificate)?;
+            let measured = load(&options, &server)?;
+            let counts = here.leave(at.connections()?)?;
+            at.wait_idle()?;
+            Ok((measured, counts))
+        };
+        let (beside, _) = crowd_at(&other)?;
+        let (during, crowd) = crowd_at(&server)?;
+        rounds.push(Round { measured: [alone, beside, during], crowd });
     }
     let text = text(&options, slow, &placement, &rounds, &server.reasons()?)?;
     println!("{text}");
@@ -149,6 +155,11 @@ fn load(options: &Options, server: &Server) -> Result<Value> {
     }
 }
 
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 fn number(summary: &Value, path: &str) -> f64 {
     summary.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN)
 }
@@ -162,34 +173,36 @@ fn text(
 ) -> Result<String> {
     let mut table = Table::new([
         "round",
-        "p50 before us",
-        "p50 during us",
-        "p99 before us",
-        "p99 during us",
-        "p99 ratio",
-        "CPU before s",
-        "CPU during s",
+        "p50 us: alone",
+        "beside",
+        "here",
+        "p99 us: alone",
+        "beside",
+        "here",
+        "here / alone",
+        "here / beside",
+        "CPU s: alone",
+        "beside",
+        "here",
         "slow open",
         "garbage /s",
     ]);
-    let mut ratios = Vec::new();
-    for (index, Round { before, during, crowd }) in rounds.iter().enumerate() {
-        let pair = |path: &str| [before, during].map(|summary| number(summary, path));
-        let p50 = pair("/measured/latency_us/p50");
-        let p99 = pair("/measured/latency_us/p99");
-        let cpu = pair("/measured/server/cpu_seconds");
-        let ratio = p99[1] / p99[0];
-        ratios.push(ratio);
+    let (mut to_alone, mut to_beside) = (Vec::new(), Vec::new());
+    for (index, Round { measured, crowd }) in rounds.iter().enumerate() {
+        let all = |path: &str| measured.each_ref().map(|summary| number(summary, path));
+        let p99 = all("/measured/latency_us/p99");
+        let ratios = [p99[2] / p99[0], p99[2] / p99[1]];
+        to_alone.push(ratios[0]);
+        to_beside.push(ratios[1]);
         let mut row = vec![(index + 1).to_string()];
-        row.extend(p50.iter().chain(&p99).map(|us| format!("{us:.0}")));
-        row.push(format!("{ratio:.2}"));
-        row.extend(cpu.iter().map(|seconds| format!("{seconds:.2}")));
+        row.extend(all("/measured/latency_us/p50").iter().chain(&p99).map(|us| format!("{us:.0}")));
+        let cpu = all("/measured/server/cpu_seconds");
+        row.extend(ratios.iter().chain(&cpu).map(|value| format!("{value:.2}")));
         row.push(crowd.open.to_string());
         row.push(format!("{:.0}", crowd.garbage_per_second));
         table.row(row);
     }
-    ratios.sort_by(f64::total_cmp);
-    let median = ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN);
+    let (to_alone, to_beside) = (median(to_alone), median(to_beside));
     let Options { garbage, connections, rate, duration, .. } = options;
     let fewer = if slow < options.slow {
         format!(" ({} asked for; RLIMIT_NOFILE of one worker allows no more)", options.slow)
@@ -202,9 +215,13 @@ fn text(
          with their ClientHello, three with their request (a byte in a record), two with a record \
          that does not end, one that does not read; a byte in 5 s each; who is closed comes \
          again\n- {garbage} garbage clients: noise, plain HTTP, broken records, half a hello; \
-         closed, and again after a second\n- `cargo bench --bench slow -- --slow {} --garbage \
-         {garbage} --rounds {} --rate {rate} --duration {duration}`\n\n{table}\nThe median ratio \
-         is {median:.2}; the bar is {BAR}.\n\nWhat the server counted of all rounds: {reasons}\n",
+         closed, and again after a second\n- beside: all of them at a \
+         second server on the same CPU that gives way to every other process, which is what they \
+         do by the kernel and by their own CPU time alone; here: at the server that is \
+         measured\n- `cargo bench --bench slow -- --slow {} --garbage \
+         {garbage} --rounds {} --rate {rate} --duration {duration}`\n\n{table}\nMedian p99 \
+         ratios: {to_alone:.2} to the traffic alone, {to_beside:.2} to the crowd beside; the bar is \
+         {BAR}.\n\nWhat the server counted of all rounds: {reasons}\n",
         report::machine()?,
         placement.describe(),
         options.slow,

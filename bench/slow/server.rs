@@ -28,12 +28,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it on its CPU, with a listener for each origin.
+    /// Starts it on its CPU, with a listener for each origin. One that gives way (`SCHED_IDLE`,
+    /// sched(7)) takes only the time that no other process wants.
     pub(crate) fn start(
         certificate: &Certificate,
         origins: [SocketAddr; 2],
         placement: &Placement,
         directory: &Path,
+        gives_way: bool,
     ) -> Result<Self> {
         let (addresses, admin) = ([free_address()?, free_address()?], free_address()?);
         let mut text = format!(
@@ -53,10 +55,18 @@ impl Server {
                 certificate.key.to_string_lossy(),
             )?;
         }
-        let config = directory.join("portcullis.toml");
+        let config = directory.join(format!("portcullis-{gives_way}.toml"));
         fs::write(&config, text)?;
         cpu::pin(&placement.server)?;
-        let child = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        let program = env!("CARGO_BIN_EXE_portcullis");
+        let mut command = if gives_way {
+            let mut chrt = Command::new("chrt");
+            chrt.args(["-i", "0", program]);
+            chrt
+        } else {
+            Command::new(program)
+        };
+        let child = command
             .args(["run", "--config"])
             .arg(&config)
             .stdin(Stdio::null())
