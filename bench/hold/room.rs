@@ -65,22 +65,20 @@ impl Room {
             }
         }
         let backend = if eager { connections } else { connections / 5 + 1 };
-        let workers = with_slack(connections).div_ceil(per_worker).clamp(1, workers_max);
+        // A little room: the kernel spreads clients over listening sockets by a hash, not evenly.
+        let workers = (connections + connections / 20).div_ceil(per_worker).clamp(1, workers_max);
         Ok(Self {
             connections: u32::try_from(connections)?,
             workers,
             per_worker,
-            origin_threads: with_slack(backend).div_ceil(nofile.saturating_sub(RESERVED)).max(2),
+            // By their ports, which we choose one behind the other, it spreads them still less evenly.
+            origin_threads: (backend + backend / 4)
+                .div_ceil(nofile.saturating_sub(RESERVED))
+                .max(2),
             origin_addresses: backend.div_ceil(PORTS),
             limit,
         })
     }
-}
-
-/// A little more than so many: the kernel spreads clients over listening sockets by a hash, not
-/// evenly.
-fn with_slack(connections: u64) -> u64 {
-    connections + connections / 20
 }
 
 impl fmt::Display for Room {

@@ -1,21 +1,17 @@
 //! One measurement: a fresh server under a load that is too much for it.
 
-use std::sync::mpsc;
-
-use portcullis::config::{RecordLayer, Tls, TlsVersion};
 use portcullis::load::exchange::Question;
 use portcullis::load::summary::Summary;
-use portcullis::load::{self, Mode, Plan, Watch};
-use portcullis::tls::client::{Offer, Resume, Wishes};
+use portcullis::load::{self, Mode, Plan};
 
 use crate::Times;
-use crate::support::Result;
-use crate::support::certificate::{Certificate, NAME};
+use crate::support::certificate::Certificate;
 use crate::support::cpu::{self, Placement};
 use crate::support::origin::Origin;
 use crate::support::program::Program;
 use crate::support::server::Server;
 use crate::support::work::{REQUEST, Work};
+use crate::support::{Result, loading};
 
 /// Established connections, and how often they ask in a second, all together: a load that leaves
 /// every server idle for most of the time.
@@ -129,42 +125,11 @@ impl Bed {
     }
 
     fn load(&self, plan: &Plan) -> Result<Summary> {
-        let (_nobody, interrupts) = mpsc::channel();
-        let mut watch = Watch { interrupts: &interrupts, show: &mut |_| {} };
-        load::run(plan, &mut watch)
-            .map_err(|error| self.server.explain(&self.program, &error.to_string().into()))
+        loading::run(plan).map_err(|error| self.server.explain(&self.program, &error))
     }
 
-    /// What all loads have in common.
     fn plan(&self) -> Result<Plan> {
-        let wishes = Wishes {
-            tls: Tls {
-                versions: vec![TlsVersion::Tls13],
-                cipher_suites: Some(vec!["TLS_AES_128_GCM_SHA256".to_owned()]),
-                groups: vec!["X25519".to_owned()],
-                record_layer: RecordLayer::Lean,
-            },
-            alpn: Vec::new(),
-            server_name: NAME.to_owned(),
-            authorities: None,
-            resume: Resume::No,
-        };
-        Ok(Plan {
-            mode: Mode::Handshake,
-            target: self.server.address,
-            sources: Some("127.0.0.0/28".parse()?),
-            offer: Offer::new(&wishes)?,
-            question: None,
-            connections: 0,
-            threads: None,
-            rate: None,
-            connect_rate: None,
-            warm_up: std::time::Duration::ZERO,
-            duration: std::time::Duration::ZERO,
-            timeout: PATIENCE,
-            server_pid: Some(self.server.id()),
-            flood: None,
-        })
+        Ok(Plan { timeout: PATIENCE, ..loading::plan(&self.server)? })
     }
 }
 

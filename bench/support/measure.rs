@@ -6,6 +6,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use portcullis::load::exchange::Question;
+use portcullis::load::summary::Measured;
+use portcullis::load::{Mode, Plan};
 use serde::Serialize;
 
 use super::certificate::Certificate;
@@ -15,7 +18,7 @@ use super::origin::Origin;
 use super::program::Program;
 use super::server::Server;
 use super::work::Work;
-use super::{Result, strace};
+use super::{Result, loading, strace};
 
 /// Operations of each connection while strace counts: it makes every system call many times as
 /// long, so they are few.
@@ -96,7 +99,9 @@ pub(crate) fn interleaved<T>(
 /// has said.
 pub(crate) fn sample(program: &Program, work: Work, conditions: &Conditions) -> Result<Sample> {
     let mut bed = Bed::start(program, work, conditions)?;
-    bed.measure(conditions).map_err(|error| bed.server.explain(&program.name, &error))
+    let measured =
+        if work.is_kept() { bed.measure_kept(conditions) } else { bed.measure(conditions) };
+    measured.map_err(|error| bed.server.explain(&program.name, &error))
 }
 
 /// Bytes of user memory (PSS) that `program` takes for each of `connections` that are kept and do
@@ -194,6 +199,42 @@ impl Bed {
             resumed: done.resumed_share(),
             p50: percentile(50.0),
             p99: percentile(99.0),
+            system_calls: conditions.with_strace.then(|| self.system_calls()).transpose()?,
+        })
+    }
+
+    /// The clients are those of `portcullis load`, the cheapest that there are: with others the
+    /// server would be idle in between, and dearer for it.
+    fn measure_kept(&mut self, conditions: &Conditions) -> Result<Sample> {
+        let Work { connections, request_bytes, answer_bytes, .. } = self.work;
+        let load = loading::run(&Plan {
+            mode: Mode::Request,
+            question: Some(Question::raw(request_bytes, answer_bytes)),
+            connections: u32::try_from(connections)? * u32::try_from(self.crowds.len())?,
+            threads: Some(self.crowds.len()),
+            warm_up: conditions.warm_up,
+            duration: conditions.measured,
+            ..loading::plan(&self.server)?
+        })?;
+        let Measured { seconds, cpu, tally } = &load.measured;
+        if tally.failed() > 0 {
+            return Err(format!("operations failed: {:?}", tally.failures).into());
+        }
+        let spent = cpu.ok_or("the server's CPU time is not known")?;
+        let share = |time: Duration| time.as_secs_f64() / seconds;
+        #[expect(clippy::cast_precision_loss, reason = "nanoseconds and counts far below 2^52")]
+        let (micros, done) = (
+            |percent| tally.operations.nanos().value_at_percentile(percent) as f64 / 1e3,
+            tally.done() as f64,
+        );
+        Ok(Sample {
+            cost: spent.used.as_secs_f64() * 1e6 / done,
+            rate: done / seconds,
+            busy: share(spent.used),
+            queued: share(spent.queued),
+            resumed: None,
+            p50: Some(micros(50.0)),
+            p99: Some(micros(99.0)),
             system_calls: conditions.with_strace.then(|| self.system_calls()).transpose()?,
         })
     }

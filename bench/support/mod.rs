@@ -12,6 +12,7 @@ pub(crate) mod choice;
 pub(crate) mod client;
 pub(crate) mod cpu;
 pub(crate) mod knocks;
+pub(crate) mod loading;
 pub(crate) mod measure;
 pub(crate) mod origin;
 pub(crate) mod program;

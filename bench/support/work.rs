@@ -95,6 +95,11 @@ impl Work {
         self.request_bytes == ENDLESS || self.answer_bytes == ENDLESS
     }
 
+    /// Whether connections are kept and ask again and again.
+    pub(crate) fn is_kept(self) -> bool {
+        !self.closes && !self.is_bulk()
+    }
+
     /// Whether connections resume a session of an earlier one.
     pub(crate) fn resumes(self) -> bool {
         self.handshake != Handshake::Full

@@ -76,6 +76,12 @@ fn queues(nic: &Nic, goal: &Goal<'_>, notes: &mut Vec<String>) {
              {workers}` gives each worker's core exactly one (the link goes down for a moment)"
         ));
     }
+    if let Some(spread) = nic.rss_queues.filter(|spread| *spread < queues) {
+        notes.push(format!(
+            "{name} spreads packets (RSS) to {spread} of its {queues} receive queues: `ethtool -X \
+             {name} equal {queues}` uses all of them"
+        ));
+    }
     if let Some(node) = nic.node
         && goal.facts.cpu.nodes.len() > 1
     {
@@ -231,6 +237,20 @@ mod tests {
         assert!(told(&facts).contains("combined 8"), "{}", told(&facts));
         facts.nics[0].queues_max = Some(1);
         assert!(told(&facts).contains("let RPS spread it"), "{}", told(&facts));
+    }
+
+    #[test]
+    fn queues_that_get_no_packets_are_named() {
+        let mut facts = profiles::facts(Profile::Edge);
+        let told = |facts: &Facts| {
+            notes(&Goal::new(facts, &crate::tune::goal::Wishes::default())).join("\n")
+        };
+        let queues = facts.nics[0].rx_queues;
+        facts.nics[0].rss_queues = Some(queues);
+        assert!(!told(&facts).contains("RSS"), "{}", told(&facts));
+        facts.nics[0].rss_queues = Some(queues - 1);
+        let cure = format!("`ethtool -X eth0 equal {queues}`");
+        assert!(told(&facts).contains(&cure), "{}", told(&facts));
     }
 
     #[test]

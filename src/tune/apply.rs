@@ -95,6 +95,7 @@ pub fn apply(
     files: &[Persisted],
 ) -> Result<Vec<Done>, StateError> {
     let rows = &plan::of_groups(plan, groups);
+    let _others_wait = if how.dry_run { None } else { state::lock(how.state) };
     let mut state = State::load(how.state)?.unwrap_or_else(|| State::new(wishes.clone()));
     if how.dry_run {
         let done = rows.iter().map(|row| set_row(how.root, row, true));
@@ -242,6 +243,8 @@ fn write_file(root: &Root, file: &Persisted, dry_run: bool) -> Done {
 /// # Errors
 /// The state file cannot be read or written.
 pub fn revert(how: How<'_>, force: bool) -> Result<Vec<Done>, StateError> {
+    let changes = !how.dry_run && how.state.exists();
+    let _others_wait = if changes { state::lock(how.state) } else { None };
     let Some(mut state) = State::load(how.state)? else { return Ok(Vec::new()) };
     let mut done = Vec::new();
     for file in state.files.iter().rev() {
@@ -366,6 +369,20 @@ mod tests {
         let how = How { dry_run: false, ..how };
         assert!(matches!(revert(how, false).unwrap()[0].outcome, Outcome::Set { .. }));
         assert_eq!(root.number("/proc/sys/vm/swappiness"), Some(60));
+    }
+
+    #[test]
+    fn two_at_once_wait_for_each_other() {
+        let (_folder, root, state) = tree("10");
+        let how = How { root: &root, state: &state, dry_run: false };
+        std::thread::scope(|scope| {
+            let other = state::lock(&state).unwrap();
+            let waits = scope.spawn(|| revert(how, false).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert_eq!(root.number("/proc/sys/vm/swappiness"), Some(10));
+            drop(other);
+            assert!(matches!(waits.join().unwrap()[0].outcome, Outcome::Set { .. }));
+        });
     }
 
     #[test]

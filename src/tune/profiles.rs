@@ -58,6 +58,7 @@ pub fn facts(profile: Profile) -> Facts {
             rx_queues: machine.queues,
             tx_queues: machine.queues,
             queues_max: None,
+            rss_queues: None,
             irqs: Vec::new(),
             rps_queues: 0,
             xps_queues: 0,

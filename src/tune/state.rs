@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::goal::Wishes;
@@ -153,6 +154,16 @@ impl State {
             None => self.files.push(new),
         }
     }
+}
+
+/// Waits until no other `apply` or `revert` uses this state file, and keeps others waiting until the
+/// result is dropped. `None`: there is no such folder and none can be made, which whoever writes the
+/// state is told.
+pub fn lock(path: &Path) -> Option<Flock<fs::File>> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).ok()?;
+    // The folder, as the file itself is replaced.
+    Flock::lock(fs::File::open(folder).ok()?, FlockArg::LockExclusive).ok()
 }
 
 /// Writes a file so that after a crash there is the old or the new one, never half of it. Makes its

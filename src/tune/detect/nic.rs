@@ -25,6 +25,9 @@ pub struct Nic {
     pub tx_queues: usize,
     /// Receive queues that the card could have; `None`: not known.
     pub queues_max: Option<usize>,
+    /// Receive queues that the card spreads packets to (RSS); `None`: it has no such table, or it is
+    /// not known.
+    pub rss_queues: Option<usize>,
     /// Interrupts of its queues, in order.
     pub irqs: Vec<Irq>,
     /// Receive queues with RPS.
@@ -80,6 +83,7 @@ fn nic(root: &Root, name: &str, interrupts: &str) -> Nic {
         rx_queues: of("rx-"),
         tx_queues: of("tx-"),
         queues_max: queues_max(root, name),
+        rss_queues: root.is_live().then(|| ethtool::rss_queues(name).ok()).flatten(),
         irqs: irqs(root, &folder, interrupts),
         rps_queues: masked("rx-", "rps_cpus"),
         xps_queues: masked("tx-", "xps_cpus"),

@@ -141,9 +141,10 @@ fn interface(out: &mut String, nic: &Nic) {
     line(
         out,
         &format!(
-            "{} receive queue(s){}, {} of them with RPS; {} transmit queue(s), {} of them with XPS",
+            "{} receive queue(s){}{}, {} of them with RPS; {} transmit queue(s), {} of them with XPS",
             nic.rx_queues,
             nic.queues_max.map(|most| format!(" of at most {most}")).unwrap_or_default(),
+            nic.rss_queues.map(|queues| format!(", RSS to {queues}")).unwrap_or_default(),
             nic.rps_queues,
             nic.tx_queues,
             nic.xps_queues
