@@ -21,7 +21,7 @@ const ALERT_DECODE_ERROR: u8 = 50;
 /// Alert `protocol_version` (RFC 8446 section 6.2).
 const ALERT_PROTOCOL_VERSION: u8 = 70;
 /// Alert `internal_error` (RFC 8446 section 6.2).
-const ALERT_INTERNAL_ERROR: u8 = 80;
+pub(super) const ALERT_INTERNAL_ERROR: u8 = 80;
 /// Alert `unrecognized_name` (RFC 6066 section 3).
 const ALERT_UNRECOGNIZED_NAME: u8 = 112;
 

@@ -14,14 +14,12 @@ use crate::tls::resolver;
 use crate::tls::resumption::bridge::{self, Attempt};
 use crate::tls::session::Session;
 
+use super::accept::ALERT_INTERNAL_ERROR;
 use super::close::Close;
 use super::common::Common;
 use super::context::Context;
 use super::first_byte::FirstByte;
 use super::{Event, Stage};
-
-/// Alert `internal_error` (RFC 8446 section 6.2).
-const ALERT_INTERNAL_ERROR: u8 = 80;
 
 /// The `ClientHello` is complete, and the handshake is not.
 ///

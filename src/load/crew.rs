@@ -27,7 +27,7 @@ pub(super) struct Count {
 }
 
 struct Thread {
-    handle: JoinHandle<[Tally; WINDOWS]>,
+    handle: JoinHandle<()>,
     wake: Arc<EventFd>,
     live: Arc<Live>,
 }
@@ -36,6 +36,8 @@ struct Thread {
 pub(super) struct Crew {
     threads: Vec<Thread>,
     stage: Arc<SharedStage>,
+    /// What each thread saw: when the end begins, and when all is closed.
+    seen: mpsc::Receiver<[Tally; WINDOWS]>,
 }
 
 /// How a crew's threads run.
@@ -55,11 +57,13 @@ impl Crew {
     pub(super) fn start(tasks: Vec<Task>, placement: &Placement) -> Result<Self, Failure> {
         let stage = Arc::new(SharedStage::default());
         let (ready, started) = mpsc::channel();
-        let mut crew = Self { threads: Vec::new(), stage };
+        let (tell, seen) = mpsc::channel();
+        let mut crew = Self { threads: Vec::new(), stage, seen };
         let wanted = tasks.len();
         for (index, task) in tasks.into_iter().enumerate() {
             let cpu = placement.cpus.get(index).copied().flatten();
-            let thread = crew.thread(index, task, cpu, placement.last, ready.clone());
+            let place = (index, cpu, placement.last);
+            let thread = crew.thread(place, task, ready.clone(), tell.clone());
             crew.threads.push(thread?);
         }
         drop(ready);
@@ -78,11 +82,10 @@ impl Crew {
 
     fn thread(
         &self,
-        index: usize,
+        (index, cpu, last): (usize, Option<usize>, bool),
         task: Task,
-        cpu: Option<usize>,
-        last: bool,
         ready: mpsc::Sender<(usize, Result<(), StartError>)>,
+        seen: mpsc::Sender<[Tally; WINDOWS]>,
     ) -> Result<Thread, Failure> {
         let os = |what| move |source| Failure::Os { what, source };
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
@@ -102,8 +105,9 @@ impl Crew {
             };
             // Nobody listens once another thread has failed.
             let _unheard = ready.send((index, outcome));
-            let nothing = || std::array::from_fn(|_| Tally::default());
-            ring.map_or_else(nothing, |ring| Engine::new(ring, task, stage, its_live).run())
+            if let Some(ring) = ring {
+                Engine::new(ring, task, stage, its_live).run(&seen);
+            }
         };
         let handle = std::thread::Builder::new()
             .name(format!("load-{index}"))
@@ -133,30 +137,80 @@ impl Crew {
         })
     }
 
-    /// Ends all threads, and returns what they saw in each window. What has not ended after
-    /// `patience` is left alone, and what it saw is lost.
+    /// Ends all threads, and returns what they saw in each window. Who has not closed everything
+    /// after `patience` is left alone; what he has measured is there all the same.
     ///
     /// # Errors
     /// When a thread has panicked.
     pub(super) fn end(self, patience: Duration) -> Result<[Tally; WINDOWS], Failure> {
         self.enter(Stage::End);
         let until = Instant::now() + patience;
-        let mut sums: [Tally; WINDOWS] = std::array::from_fn(|_| Tally::default());
         for thread in self.threads {
             while !thread.handle.is_finished() && Instant::now() < until {
                 std::thread::sleep(JOIN_INTERVAL);
             }
-            if !thread.handle.is_finished() {
-                continue;
+            if thread.handle.is_finished() {
+                thread.handle.join().map_err(|_| Failure::Os {
+                    what: "go on: a thread of the load panicked",
+                    source: std::io::Error::other("please report the message above"),
+                })?;
             }
-            let seen = thread.handle.join().map_err(|_| Failure::Os {
-                what: "go on: a thread of the load panicked",
-                source: std::io::Error::other("please report the message above"),
-            })?;
+        }
+        let mut sums: [Tally; WINDOWS] = std::array::from_fn(|_| Tally::default());
+        for seen in self.seen.try_iter() {
             for (sum, seen) in sums.iter_mut().zip(&seen) {
                 sum.add(seen);
             }
         }
         Ok(sums)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{RecordLayer, Tls, TlsVersion};
+    use crate::load::engine::Pace;
+    use crate::tls::client::{Offer, Resume, Wishes};
+
+    #[test]
+    fn what_was_measured_is_there_when_closing_takes_too_long() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = listener.local_addr().unwrap();
+        let wishes = Wishes {
+            tls: Tls {
+                versions: vec![TlsVersion::Tls13],
+                cipher_suites: None,
+                groups: vec!["X25519".to_owned()],
+                record_layer: RecordLayer::Lean,
+            },
+            alpn: Vec::new(),
+            server_name: "localhost".to_owned(),
+            authorities: None,
+            resume: Resume::No,
+        };
+        let task = Task {
+            target,
+            sources: None,
+            offer: Offer::new(&wishes).unwrap(),
+            question: None,
+            reconnects: true,
+            holds: false,
+            clients: 1,
+            clients_before: 0,
+            pace: Pace::Closed,
+            connect_interval: Duration::ZERO,
+            connecting_max: 1,
+            timeout: Duration::from_secs(60),
+        };
+        let placement = Placement { cpus: vec![None], last: false };
+        let crew = Crew::start(task.share_out(1), &placement).unwrap();
+        crew.enter(Stage::Measure);
+        // The first client is cut off, the next one waits for an answer at the end and long after.
+        drop(listener.accept().unwrap());
+        let next = listener.accept().unwrap();
+        let [_, measured, _] = crew.end(Duration::from_millis(300)).unwrap();
+        assert_eq!(measured.failed(), 1, "{:?}", measured.failures);
+        drop(next);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::client::{Client, Context, Delivery, Phase};
@@ -252,10 +252,21 @@ impl<I: Io> Engine<I> {
         }
     }
 
-    /// Works until the stage says to end and everything is closed.
-    pub(super) fn run(mut self) -> [Tally; WINDOWS] {
-        while self.turn() {}
-        self.tallies
+    /// Works until the stage says to end and everything is closed. `seen` gets what was measured when
+    /// the end begins, as closing may take longer than anybody waits for it, and then the rest.
+    pub(super) fn run(mut self, seen: &mpsc::Sender<[Tally; WINDOWS]>) {
+        let mut has_told = false;
+        while self.turn() {
+            if self.seen == Stage::End && !std::mem::replace(&mut has_told, true) {
+                self.tell(seen);
+            }
+        }
+        self.tell(seen);
+    }
+
+    fn tell(&mut self, seen: &mpsc::Sender<[Tally; WINDOWS]>) {
+        // The load may have ended without this thread.
+        let _unheard = seen.send(std::mem::take(&mut self.tallies));
     }
 
     /// One turn; false: all is done.

@@ -175,9 +175,9 @@ pub fn run(plan: &Plan, watch: &mut Watch<'_>) -> Result<Summary, Failure> {
     })
 }
 
-/// Starts the threads with their shares of the clients.
-fn start(plan: &Plan, threads: usize) -> Result<Crew, Failure> {
-    let task = Task {
+/// What the clients of a plan do, on so many threads.
+fn task(plan: &Plan, threads: usize) -> Task {
+    Task {
         target: plan.target,
         sources: plan.sources,
         offer: plan.offer.clone(),
@@ -193,26 +193,25 @@ fn start(plan: &Plan, threads: usize) -> Result<Crew, Failure> {
         connect_interval: plan.connect_rate.map_or(Duration::ZERO, |rate| interval(rate, threads)),
         connecting_max: (CONNECTING_MAX / threads).max(1),
         timeout: plan.timeout,
-    };
-    Crew::start(task.share_out(threads), &placement(threads, false)?)
+    }
+}
+
+/// Starts the threads with their shares of the clients.
+fn start(plan: &Plan, threads: usize) -> Result<Crew, Failure> {
+    Crew::start(task(plan, threads).share_out(threads), &placement(threads, false)?)
 }
 
 /// Starts the threads of a flood, which let those of the measured clients go first.
 fn start_flood(plan: &Plan, clients: u32, rate: Option<f64>) -> Result<Crew, Failure> {
     let threads = threads(plan, clients)?;
     let task = Task {
-        target: plan.target,
-        sources: plan.sources,
-        offer: plan.offer.clone(),
         question: None,
         reconnects: true,
-        holds: false,
         clients,
-        clients_before: 0,
         pace: pace(rate, threads),
         connect_interval: Duration::ZERO,
         connecting_max: usize::MAX,
-        timeout: plan.timeout,
+        ..task(plan, threads)
     };
     Crew::start(task.share_out(threads), &placement(threads, true)?)
 }
