@@ -9,7 +9,7 @@ mod support;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use serde_json::Value;
 use support::certificate::{Certificate, KeyKind};
 use support::cpu::{self, Placement};
 use support::origin::Origin;
-use support::report::{Table, machine};
+use support::report::{self, Table};
 use support::spread::Spread;
 use support::work::{REQUEST, Work};
 use support::{Result, free_address};
@@ -51,6 +51,9 @@ struct Options {
     /// The certificate's key; with RSA one CPU's clients can ask for more than one CPU does.
     #[arg(long, value_enum, default_value = "rsa")]
     certificate: KeyKind,
+    /// Also writes the table into its section of this file, which is `bench/RESULTS.md`.
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
     /// One round of a second: does it work at all? Figures mean nothing.
     #[arg(long)]
     test: bool,
@@ -80,7 +83,6 @@ fn run(mut options: Options) -> Result<()> {
         options = Options { rounds: 1, seconds: 1, ..options };
     }
     let placement = Placement::choose(1)?;
-    println!("{}\n{}", machine()?, placement.describe());
     cpu::pin(&placement.clients)?;
     let work = Work { request_bytes: 1, answer_bytes: 1, ..REQUEST };
     let origin = Origin::start(work, &placement.clients)?;
@@ -91,11 +93,14 @@ fn run(mut options: Options) -> Result<()> {
     let (limited, unlimited) = (serve(&budget)?, serve("")?);
     let cost = unlimited.cost_of_handshake()?;
     let rate = f64::from(options.budget) / 1e3 / cost;
-    println!(
-        "a handshake costs {:.0} us, so {} ms a second pay for {rate:.0}; p99 in us, median \
-         (min-max)\n",
+    let head = format!(
+        "{}\n\n- one worker, {}\n- a handshake costs {:.0} us, so {} ms a second pay for {rate:.0}; \
+         p99 in us of {} rounds, median (min-max)",
+        report::machine()?,
+        placement.describe(),
         cost * 1e6,
-        options.budget
+        options.budget,
+        options.rounds,
     );
     let mut table = Table::new([
         "quiet source",
@@ -120,8 +125,12 @@ fn run(mut options: Options) -> Result<()> {
         });
         table.row(std::iter::once(name.to_owned()).chain(shown));
     }
-    println!("{table}");
-    Ok(())
+    let text = format!("{head}\n\n{table}");
+    println!("{text}");
+    match &options.results {
+        Some(path) => report::replace_section(path, "sources", &text),
+        None => Ok(()),
+    }
 }
 
 /// What the quiet source sees while the loud one is at it.
