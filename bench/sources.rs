@@ -94,8 +94,8 @@ fn run(mut options: Options) -> Result<()> {
     let cost = unlimited.cost_of_handshake()?;
     let rate = f64::from(options.budget) / 1e3 / cost;
     let head = format!(
-        "{}\n\n- one worker, {}\n- a handshake costs {:.0} us, so {} ms a second pay for {rate:.0}; \
-         p99 in us of {} rounds, median (min-max)",
+        "{}\n\n- one worker, {}\n- a handshake costs {:.0} us, so {} ms a second pay for \
+         {rate:.0}; p99 in us of {} rounds, median (min-max)",
         report::machine()?,
         placement.describe(),
         cost * 1e6,

@@ -71,7 +71,7 @@ impl Room {
             connections: u32::try_from(connections)?,
             workers,
             per_worker,
-            // By their ports, which we choose one behind the other, it spreads them still less evenly.
+            // By ports that were taken one behind the other it spreads them less evenly still.
             origin_threads: (backend + backend / 4)
                 .div_ceil(nofile.saturating_sub(RESERVED))
                 .max(2),

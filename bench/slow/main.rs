@@ -220,8 +220,8 @@ fn text(
          do by the kernel and by their own CPU time alone; here: at the server that is \
          measured\n- `cargo bench --bench slow -- --slow {} --garbage \
          {garbage} --rounds {} --rate {rate} --duration {duration}`\n\n{table}\nMedian p99 \
-         ratios: {to_alone:.2} to the traffic alone, {to_beside:.2} to the crowd beside; the bar is \
-         {BAR}.\n\nWhat the server counted of all rounds: {reasons}\n",
+         ratios: {to_alone:.2} to the traffic alone, {to_beside:.2} to the crowd beside; the bar \
+         is {BAR}.\n\nWhat the server counted of all rounds: {reasons}\n",
         report::machine()?,
         placement.describe(),
         options.slow,

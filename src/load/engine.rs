@@ -252,8 +252,8 @@ impl<I: Io> Engine<I> {
         }
     }
 
-    /// Works until the stage says to end and everything is closed. `seen` gets what was measured when
-    /// the end begins, as closing may take longer than anybody waits for it, and then the rest.
+    /// Works until the stage says to end and everything is closed. `seen` gets what was measured
+    /// when the end begins, as closing may take longer than anybody waits, and then the rest.
     pub(super) fn run(mut self, seen: &mpsc::Sender<[Tally; WINDOWS]>) {
         let mut has_told = false;
         while self.turn() {

@@ -1,5 +1,5 @@
-//! What ethtool(8) asks a network card and sysfs does not show: how many queues it could have, and to
-//! which of them it spreads packets.
+//! What ethtool(8) asks a network card and sysfs does not show: how many queues it could have, and
+//! to how many it spreads packets.
 
 use std::collections::BTreeSet;
 use std::io;

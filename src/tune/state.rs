@@ -156,9 +156,9 @@ impl State {
     }
 }
 
-/// Waits until no other `apply` or `revert` uses this state file, and keeps others waiting until the
-/// result is dropped. `None`: there is no such folder and none can be made, which whoever writes the
-/// state is told.
+/// Waits until no other `apply` or `revert` uses this state file, and keeps others waiting until
+/// the result is dropped. `None`: there is no such folder and none can be made, which whoever
+/// writes the state is told.
 pub fn lock(path: &Path) -> Option<Flock<fs::File>> {
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).ok()?;

@@ -25,8 +25,8 @@ pub struct Nic {
     pub tx_queues: usize,
     /// Receive queues that the card could have; `None`: not known.
     pub queues_max: Option<usize>,
-    /// Receive queues that the card spreads packets to (RSS); `None`: it has no such table, or it is
-    /// not known.
+    /// Receive queues that the card spreads packets to (RSS); `None`: it has no such table, or it
+    /// is not known.
     pub rss_queues: Option<usize>,
     /// Interrupts of its queues, in order.
     pub irqs: Vec<Irq>,

@@ -141,7 +141,7 @@ fn interface(out: &mut String, nic: &Nic) {
     line(
         out,
         &format!(
-            "{} receive queue(s){}{}, {} of them with RPS; {} transmit queue(s), {} of them with XPS",
+            "{} receive queue(s){}{}, {} with RPS; {} transmit queue(s), {} with XPS",
             nic.rx_queues,
             nic.queues_max.map(|most| format!(" of at most {most}")).unwrap_or_default(),
             nic.rss_queues.map(|queues| format!(", RSS to {queues}")).unwrap_or_default(),
