@@ -255,23 +255,22 @@ impl<I: Io> Engine<I> {
     /// Works until the stage says to end and everything is closed. `seen` gets what was measured
     /// when the end begins, as closing may take longer than anybody waits, and then the rest.
     pub(super) fn run(mut self, seen: &mpsc::Sender<[Tally; WINDOWS]>) {
+        // Nobody may listen any more: the load is over without this thread.
+        let tell = |tallies: &mut [Tally; WINDOWS]| drop(seen.send(std::mem::take(tallies)));
         let mut has_told = false;
-        while self.turn() {
+        loop {
+            self.look_at_stage();
             if self.seen == Stage::End && !std::mem::replace(&mut has_told, true) {
-                self.tell(seen);
+                tell(&mut self.tallies);
+            }
+            if !self.turn() {
+                return tell(&mut self.tallies);
             }
         }
-        self.tell(seen);
-    }
-
-    fn tell(&mut self, seen: &mpsc::Sender<[Tally; WINDOWS]>) {
-        // The load may have ended without this thread.
-        let _unheard = seen.send(std::mem::take(&mut self.tallies));
     }
 
     /// One turn; false: all is done.
     fn turn(&mut self) -> bool {
-        self.look_at_stage();
         match self.seen {
             Stage::Connect => self.open_more(),
             Stage::WarmUp | Stage::Measure | Stage::MeasureAgain => self.start_due(),
