@@ -34,7 +34,7 @@ const RESERVED: u64 = 256;
 const PER_CONNECTION: u64 = 2;
 /// Bytes of an answer that a slow reader does not read: more than all buffers on the way hold.
 const LARGE: u64 = 384 * 1024;
-/// Below this the bar is kept: p99 during by p99 before.
+/// Below this the bar is kept: p99 with the crowd here by p99 without it.
 const BAR: f64 = 1.2;
 
 /// Measures established traffic alone and while slow and garbage clients are there.
