@@ -49,13 +49,25 @@ pub const RENEGOTIATIONS_REFUSED_MAX: u8 = 1;
 /// (512 bytes, RFC 6066 section 4). The headers of all are walked each time that bytes come.
 pub const CLIENT_HELLO_RECORDS_MAX: u32 = 64;
 
-/// Bytes that one receive can deliver, at most: one buffer of the provided-buffer ring. Two full
-/// records and their headers fit.
-pub const RECEIVE_BUFFER_BYTES: usize = 2 * RECORD_PAYLOAD_BYTES_MAX + 256;
+/// Bytes that an ordinary receive delivers in one completion, at most. Two full records and their
+/// headers fit.
+pub const RECEIVE_PIECE_BYTES: usize = 2 * RECORD_PAYLOAD_BYTES_MAX + 256;
 
-/// Bytes that one receive operation can deliver in all its completions, at most: how far a side
-/// can overshoot [`QUEUE_HIGH_WATER_BYTES`].
-pub const RECEIVE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that an ordinary receive delivers in all its completions, at most.
+pub const RECEIVE_PIECES_BYTES: usize = 2 * RECEIVE_PIECE_BYTES;
+
+/// Bytes of one buffer of the provided-buffer ring: what the receive of a stream delivers, at
+/// most, and with that how far a side can overshoot [`QUEUE_HIGH_WATER_BYTES`]. Eight full records
+/// and their headers fit. The kernel acknowledges, and wakes the sender, once per receive: of 16
+/// KiB each, that is most of what a stream costs.
+pub const RECEIVE_BUFFER_BYTES: usize = 8 * RECORD_PAYLOAD_BYTES_MAX + 256;
+
+/// A receive that brings so many bytes is filled: the next one is that of a stream.
+pub const STREAM_RECEIVED_MIN: usize = 2 * RECORD_PAYLOAD_BYTES_MAX;
+
+/// Receives of streams that a worker submits in one turn: how much of them others have to wait
+/// for, about 0.3 ms.
+pub const STREAM_RECEIVES_PER_TURN: usize = 4;
 
 /// Buffers in a worker's provided-buffer ring. A power of two (kernel's rule). When all are taken
 /// the kernel answers ENOBUFS and the receive is armed again on the next turn.
@@ -63,11 +75,11 @@ pub const RECEIVE_BUFFERS: u16 = 256;
 
 /// Buffers that the kernel gets before it has run out for the first time; then twice as many each
 /// time, up to [`RECEIVE_BUFFERS`]. Few buffers stay in the processor's cache.
-pub const RECEIVE_BUFFERS_AT_FIRST: u16 = 16;
+pub const RECEIVE_BUFFERS_AT_FIRST: u16 = 8;
 
 /// Bytes of one pooled send buffer: what one receive delivers, sealed into records, fits.
 pub const SEND_BUFFER_BYTES: usize =
-    RECEIVE_BUFFER_BYTES + 4 * RECORD_OVERHEAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX;
+    RECEIVE_BUFFER_BYTES + 16 * RECORD_OVERHEAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX;
 
 /// Bytes waiting in one direction above which its source is no longer read.
 pub const QUEUE_HIGH_WATER_BYTES: usize = 32 * 1024;
@@ -236,6 +248,8 @@ pub const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two());
 const _: () = assert!(RECEIVE_BUFFERS_AT_FIRST <= RECEIVE_BUFFERS);
-const _: () = assert!(RECEIVE_BYTES_MAX >= RECEIVE_BUFFER_BYTES);
+const _: () = assert!(RECEIVE_BUFFER_BYTES >= RECEIVE_PIECES_BYTES);
+const _: () = assert!(STREAM_RECEIVED_MIN <= RECEIVE_PIECE_BYTES);
+const _: () = assert!(STREAM_RECEIVES_PER_TURN > 0);
 const _: () = assert!(SEND_BUFFER_BYTES > RECEIVE_BUFFER_BYTES);
 const _: () = assert!(QUEUE_HIGH_WATER_BYTES >= RECORD_PAYLOAD_BYTES_MAX);

@@ -69,7 +69,7 @@ pub(crate) fn serve(listener: TcpListener, config: &Arc<ServerConfig>) -> Result
             this.complete(completion)?;
         }
         for slot in std::mem::take(&mut this.receives) {
-            let operation = Operation::Recv { side: Side::Client };
+            let operation = Operation::Recv { side: Side::Client, streams: false };
             this.ring.submit(Token::new(slot, 0, Kind::RecvClient), operation);
         }
     }

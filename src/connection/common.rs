@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::io::{Errno, Kind, Operation, Side, Time};
 use crate::limits::{
-    PARTIAL_HANDSHAKE_BYTES_MAX, QUEUE_HIGH_WATER_BYTES, RECEIVE_BYTES_MAX,
-    RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX,
+    PARTIAL_HANDSHAKE_BYTES_MAX, QUEUE_HIGH_WATER_BYTES, RECEIVE_BUFFER_BYTES,
+    RECORD_OVERHEAD_BYTES_MAX, RECORD_PAYLOAD_BYTES_MAX, STREAM_RECEIVED_MIN,
 };
 use crate::telemetry::labels::Limit;
 use crate::tls::failure::Failure;
@@ -35,6 +35,8 @@ pub struct Socket {
     pub write_ended: bool,
     /// Its bytes are waited for with a poll, which costs the kernel less than a receive.
     rests: bool,
+    /// A receive was filled since the last one began: there is probably more.
+    streams: bool,
 }
 
 /// What outlives a change of stage.
@@ -165,7 +167,8 @@ impl Common {
         if socket.rests {
             self.submit(poll, Operation::Poll { side }, cx);
         } else {
-            self.submit(recv, Operation::Recv { side }, cx);
+            let streams = std::mem::take(&mut socket.streams);
+            self.submit(recv, Operation::Recv { side, streams }, cx);
         }
     }
 
@@ -419,6 +422,7 @@ impl Common {
             (Ok(_), Delivery::Received(bytes)) if !bytes.is_empty() => {
                 // It may have come in spite of being cancelled.
                 self.wake(side);
+                self.socket(side).streams |= bytes.len() >= STREAM_RECEIVED_MIN;
                 Event::Received(side, bytes)
             }
             (Ok(_), _) => {
@@ -506,11 +510,11 @@ impl Common {
         }
         // The high-water mark, what one receive can add to it, and TLS's own records.
         let bound = QUEUE_HIGH_WATER_BYTES
-            + RECEIVE_BYTES_MAX
+            + RECEIVE_BUFFER_BYTES
             + 2 * (RECORD_PAYLOAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX);
         assert!(self.inbound.pending() <= bound, "inbound grows without bound");
         // A server whose bytes come one by one gets a record for each.
-        let overhead = RECEIVE_BYTES_MAX * RECORD_OVERHEAD_BYTES_MAX;
+        let overhead = RECEIVE_BUFFER_BYTES * RECORD_OVERHEAD_BYTES_MAX;
         assert!(self.outbound.pending() <= bound + overhead, "outbound grows without bound");
         let partial = self.session.as_ref().map_or(0, |session| session.partial_bytes());
         assert!(

@@ -38,11 +38,13 @@ pub enum Operation {
     /// along. Without effect where the kernel does not let us.
     Acknowledge,
     /// Receive into buffers that the `Io` chooses; 0 bytes is the end of the stream. One operation
-    /// may bring several completions, of [`crate::limits::RECEIVE_BYTES_MAX`] together at most; it
-    /// is in flight until one comes without `more`.
+    /// may bring several completions, of [`crate::limits::RECEIVE_BUFFER_BYTES`] together at
+    /// most; it is in flight until one comes without `more`.
     Recv {
         /// From which socket.
         side: Side,
+        /// As much as a buffer holds, at once: the receive before this one was filled.
+        streams: bool,
     },
     /// Wait until a receive would find bytes, the end of the stream or an error, and take nothing.
     /// It may complete although there is nothing.

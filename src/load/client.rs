@@ -453,7 +453,7 @@ impl Client {
         if self.resting {
             self.submit(Kind::PollServer, Operation::Poll { side }, cx);
         } else {
-            self.submit(Kind::RecvServer, Operation::Recv { side }, cx);
+            self.submit(Kind::RecvServer, Operation::Recv { side, streams: false }, cx);
         }
     }
 

@@ -12,7 +12,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 
 use crate::io::ReceivedAt;
 use crate::limits::{
-    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_BUFFERS_AT_FIRST, RECEIVE_BYTES_MAX,
+    RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_BUFFERS_AT_FIRST, RECEIVE_PIECES_BYTES,
 };
 
 /// The buffer group that receives name.
@@ -31,8 +31,8 @@ enum Owner {
     Nobody,
 }
 
-/// A receive that goes on, message after message, until it has delivered [`RECEIVE_BYTES_MAX`]; up
-/// to `each` bytes a time. The limit stands where other operations have their file index (Linux
+/// A receive that goes on, message after message, until it has delivered [`RECEIVE_PIECES_BYTES`];
+/// up to `each` bytes a time. The limit stands where other operations have their file index (Linux
 /// 6.17, `optlen` of `io_uring_sqe`).
 pub(super) fn bounded(file: Fixed, each: u32) -> squeue::Entry {
     const LIMIT_AT: usize = 44 / 4;
@@ -40,8 +40,8 @@ pub(super) fn bounded(file: Fixed, each: u32) -> squeue::Entry {
     let words: *mut u32 = (&raw mut entry).cast();
     // SAFETY: an entry is the kernel's 64 bytes (asserted below); byte 44 is within it.
     let limit = unsafe { words.add(LIMIT_AT) };
-    #[expect(clippy::cast_possible_truncation, reason = "a few ten KiB, see limits.rs")]
-    let bytes = RECEIVE_BYTES_MAX as u32;
+    #[expect(clippy::cast_possible_truncation, reason = "a few hundred KiB, see limits.rs")]
+    let bytes = RECEIVE_PIECES_BYTES as u32;
     // SAFETY: aligned to four bytes, within the entry, which is ours alone.
     unsafe { limit.write(bytes) };
     entry
@@ -237,7 +237,7 @@ impl ReceiveBuffers {
         // SAFETY: the kernel reads an entry only once the tail below has passed it.
         let entry = unsafe { &mut *entry.as_ptr() };
         entry.set_addr(first.as_ptr() as u64);
-        #[expect(clippy::cast_possible_truncation, reason = "a few ten KiB, see limits.rs")]
+        #[expect(clippy::cast_possible_truncation, reason = "a few hundred KiB, see limits.rs")]
         entry.set_len(RECEIVE_BUFFER_BYTES as u32);
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);

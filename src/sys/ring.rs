@@ -19,7 +19,9 @@ use nix::sys::socket::{Shutdown, shutdown};
 use crate::io::{
     Buffer, Completion, Errno, Io, Kind, Operation, Payload, ReceivedAt, Side, Time, Token,
 };
-use crate::limits::{CPU_SAMPLE_CONNECTIONS, RECEIVE_BUFFER_BYTES, RECORD_PAYLOAD_BYTES_MAX};
+use crate::limits::{
+    CPU_SAMPLE_CONNECTIONS, RECEIVE_BUFFER_BYTES, RECEIVE_PIECE_BYTES, RECORD_PAYLOAD_BYTES_MAX,
+};
 use crate::telemetry::counters::Counters;
 use crate::worker::paged::Paged;
 
@@ -241,12 +243,13 @@ impl Ring {
         self.push(&entry);
     }
 
-    fn recv(&mut self, token: Token, side: Side) {
+    fn recv(&mut self, token: Token, side: Side, streams: bool) {
         let file = file(token, side);
-        let entry = if self.features.bounded_receive {
-            receive::bounded(file, receive_bytes(side))
+        let entry = if self.features.bounded_receive && !streams {
+            receive::bounded(file, receive_bytes(side, RECEIVE_PIECE_BYTES))
         } else {
-            opcode::Recv::new(file, std::ptr::null_mut(), receive_bytes(side))
+            let most = if streams { RECEIVE_BUFFER_BYTES } else { RECEIVE_PIECE_BYTES };
+            opcode::Recv::new(file, std::ptr::null_mut(), receive_bytes(side, most))
                 .buf_group(GROUP)
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT)
@@ -443,7 +446,7 @@ impl Io for Ring {
             Operation::Acknowledge => self.acknowledge(token),
             Operation::Send { side, buffer, ends } => self.send(token, side, buffer, ends),
             Operation::Connect { address, source } => self.connect(token, &address, source),
-            Operation::Recv { side } => self.recv(token, side),
+            Operation::Recv { side, streams } => self.recv(token, side, streams),
             Operation::Poll { side } => self.poll(token, side),
             Operation::Shutdown { side } => self.shutdown(token, side),
             Operation::Reset { side } => {
@@ -518,15 +521,13 @@ impl Io for Ring {
     }
 }
 
-/// Bytes of one receive, at most. From a server: what fills whole records, so that a busy stream
-/// is not cut into long and short ones.
-#[expect(clippy::cast_possible_truncation, reason = "a few ten KiB")]
-fn receive_bytes(side: Side) -> u32 {
+/// Bytes of one receive, of `most` at most. From a server: what fills whole records, so that a busy
+/// stream is not cut into long and short ones.
+#[expect(clippy::cast_possible_truncation, reason = "a few hundred KiB")]
+fn receive_bytes(side: Side, most: usize) -> u32 {
     match side {
-        Side::Client => RECEIVE_BUFFER_BYTES as u32,
-        Side::Server => {
-            (RECEIVE_BUFFER_BYTES - RECEIVE_BUFFER_BYTES % RECORD_PAYLOAD_BYTES_MAX) as u32
-        }
+        Side::Client => most as u32,
+        Side::Server => (most - most % RECORD_PAYLOAD_BYTES_MAX) as u32,
     }
 }
 

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::detect::Facts;
 use crate::control::capacity::Shape;
 use crate::limits::{
-    NOT_SENT_BYTES, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, SEND_BUFFER_BYTES, WORKERS_MAX,
+    NOT_SENT_BYTES, RECEIVE_BUFFER_BYTES, RECEIVE_BUFFERS, RECEIVE_PIECE_BYTES, SEND_BUFFER_BYTES,
+    WORKERS_MAX,
 };
 
 /// Kernel memory of an idle proxied connection, in bytes: two TCP sockets of 3,950 and two armed
@@ -140,10 +141,10 @@ impl<'a> Goal<'a> {
         goal
     }
 
-    /// Memory of one connection, in bytes: kernel, ours, and its share of the buffers that busy
-    /// ones hold.
+    /// Memory of one connection, in bytes: kernel, ours, and its share of what waits for busy ones.
+    /// (A stream whose reader is slow holds a whole send buffer, four times as much.)
     pub fn connection_bytes(&self) -> u64 {
-        KERNEL_BYTES + self.user_bytes + SEND_BUFFER_BYTES as u64 * self.busy_percent / 100
+        KERNEL_BYTES + self.user_bytes + RECEIVE_PIECE_BYTES as u64 * self.busy_percent / 100
     }
 
     /// What is kept for everything else, in bytes: 5 % of RAM and at least 256 MiB, and the

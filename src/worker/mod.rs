@@ -5,6 +5,7 @@ pub mod accepting;
 pub mod admission;
 pub mod command;
 pub mod dispatch;
+pub mod outbox;
 pub mod paged;
 mod permits;
 pub mod scheduler;
@@ -33,6 +34,7 @@ use crate::telemetry::labels::HandshakeQueue;
 
 use accepting::Accepting;
 use command::Command;
+use outbox::Outbox;
 use scheduler::Scheduler;
 use snapshot::{Local, Snapshot};
 use sources::Sources;
@@ -119,10 +121,7 @@ pub struct Worker<I: Io> {
     // Kept between turns so that a turn allocates nothing.
     completions: Vec<Completion>,
     operations: Vec<(Kind, Operation)>,
-    /// Receives and cancels wanted this turn, in order. They are submitted behind everything else:
-    /// while the sends of a turn are worked off, answers to them arrive, and a receive that finds
-    /// its bytes waiting costs neither a poll nor a wake-up. A cancel must not overtake its target.
-    last: Vec<(Token, Operation)>,
+    outbox: Outbox,
     expired: Vec<u32>,
     /// Handshakes that wait for a step.
     scheduler: Scheduler,
@@ -166,7 +165,7 @@ impl<I: Io> Worker<I> {
             trims_at: None,
             completions: Vec::new(),
             operations: Vec::new(),
-            last: Vec::new(),
+            outbox: Outbox::default(),
             expired: Vec::new(),
             scheduler,
             step_wanted: None,
@@ -178,8 +177,8 @@ impl<I: Io> Worker<I> {
     /// One turn: arm accepts, submit and wait, reap and dispatch, fire timers.
     pub fn turn(&mut self) -> Progress {
         self.arm_accepts();
-        // While handshakes wait the ring is only looked at.
-        let waits = self.scheduler.is_empty();
+        // While handshakes or streams wait for their turn the ring is only looked at.
+        let waits = self.scheduler.is_empty() && self.outbox.is_empty();
         let deadline = if waits { self.wakes_at() } else { Some(self.now) };
         let mut completions = std::mem::take(&mut self.completions);
         self.io.wait(deadline, &mut completions);
@@ -199,9 +198,7 @@ impl<I: Io> Worker<I> {
         self.finish_drain();
         self.trim();
         self.fetch_permits();
-        for (token, operation) in self.last.drain(..) {
-            self.io.submit(token, operation);
-        }
+        self.outbox.submit(&mut self.io);
 
         let busy = self.io.now().since(woken);
         let busy = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
@@ -336,9 +333,7 @@ impl<I: Io> Worker<I> {
     fn submit_operations(&mut self, slot: u32, generation: u32) {
         for (kind, operation) in self.operations.drain(..) {
             let token = Token::new(slot, generation, kind);
-            if let Operation::Recv { .. } | Operation::Cancel { .. } = operation {
-                self.last.push((token, operation));
-            } else {
+            if let Some(operation) = self.outbox.take_in(token, operation) {
                 self.io.submit(token, operation);
             }
         }

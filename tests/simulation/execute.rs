@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis::io::{Address, Buffer, Errno, Kind, Operation, Payload, Side, Token};
-use portcullis::limits::RECEIVE_BYTES_MAX;
+use portcullis::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_PIECE_BYTES, RECEIVE_PIECES_BYTES};
 
 use crate::faults::ConnectOutcome;
 use crate::network::{End, Read};
@@ -40,6 +40,14 @@ pub(crate) fn kinds_on(side: Side) -> &'static [Kind] {
     }
 }
 
+/// How much one attempt of a receive may bring.
+struct Limit {
+    most: usize,
+    /// Bytes until the receive has brought all it may.
+    left: usize,
+    goes_on: bool,
+}
+
 /// What one attempt of a receive that goes on has brought.
 enum Delivered {
     Nothing,
@@ -53,8 +61,8 @@ fn kind_of(operation: &Operation) -> Kind {
         Operation::Accept { .. } => Kind::Accept,
         Operation::LocalAddress => Kind::LocalAddress,
         Operation::Acknowledge => Kind::AcknowledgeClient,
-        Operation::Recv { side: Client } => Kind::RecvClient,
-        Operation::Recv { side: Server } => Kind::RecvServer,
+        Operation::Recv { side: Client, .. } => Kind::RecvClient,
+        Operation::Recv { side: Server, .. } => Kind::RecvServer,
         Operation::Poll { side: Client } => Kind::PollClient,
         Operation::Poll { side: Server } => Kind::PollServer,
         Operation::Send { side: Client, .. } => Kind::SendClient,
@@ -153,7 +161,7 @@ impl SimIo {
                 self.complete(key, Ok(0), Payload::None);
                 None
             }
-            Operation::Recv { side } => self.recv(key, token, side),
+            Operation::Recv { side, streams } => self.recv(key, token, side, streams),
             Operation::Poll { side } => self.poll(key, token, side),
             Operation::Send { side, buffer, .. } => self.send(key, token, side, buffer),
             Operation::Connect { address, source } => {
@@ -243,18 +251,31 @@ impl SimIo {
     }
 
     /// Delivers what there is; goes on, if this kernel's receives do, until its limit.
-    fn recv(&mut self, key: u64, token: Token, side: Side) -> Option<Operation> {
+    fn recv(&mut self, key: u64, token: Token, side: Side, streams: bool) -> Option<Operation> {
+        let (most, bound) = if streams {
+            (RECEIVE_BUFFER_BYTES, RECEIVE_BUFFER_BYTES)
+        } else {
+            (RECEIVE_PIECE_BYTES, RECEIVE_PIECES_BYTES)
+        };
+        let goes_on = self.world.faults.receives_go_on && !streams;
         loop {
             let received = self.in_flight.get(&key).map_or(0, |held| held.received);
-            match self.recv_once(key, token, side, RECEIVE_BYTES_MAX - received)? {
-                Delivered::Nothing => return Some(Operation::Recv { side }),
+            let limit = Limit { most, left: bound - received, goes_on };
+            match self.recv_once(key, token, side, &limit)? {
+                Delivered::Nothing => return Some(Operation::Recv { side, streams }),
                 Delivered::Some => {}
             }
         }
     }
 
     /// `None`: the receive has ended.
-    fn recv_once(&mut self, key: u64, token: Token, side: Side, limit: usize) -> Option<Delivered> {
+    fn recv_once(
+        &mut self,
+        key: u64,
+        token: Token,
+        side: Side,
+        limit: &Limit,
+    ) -> Option<Delivered> {
         let link = self.link_of(token, side);
         // The kernel picks the buffer first and gives it back when there is nothing to read.
         if self.buffers.exhausted() || self.world.random.chance(self.world.faults.no_buffers) {
@@ -265,15 +286,14 @@ impl SimIo {
             return None;
         }
         let (short, random) = (self.world.faults.short_reads, &mut self.world.random);
-        let room = portcullis::limits::RECEIVE_BUFFER_BYTES;
-        let most = if random.chance(short) { random.magnitude(1, room) } else { room };
-        let most = most.min(limit);
+        let most = if random.chance(short) { random.magnitude(1, limit.most) } else { limit.most };
+        let most = most.min(limit.left);
         match self.read_link(link, most) {
             None => return Some(Delivered::Nothing),
             Some((Read::Bytes(len), bytes)) => {
-                let start = self.world.random.size(0, room - len);
+                let start = self.world.random.size(0, RECEIVE_BUFFER_BYTES - len);
                 let at = self.buffers.lend(start, &bytes[..len]);
-                if self.world.faults.receives_go_on && len < limit {
+                if limit.goes_on && len < limit.left {
                     let held = self.in_flight.get_mut(&key).expect("it is being attempted");
                     held.received += len;
                     self.post(key, Ok(at.len), true, Payload::Received(at));
@@ -433,7 +453,7 @@ impl SimIo {
         else {
             return;
         };
-        let (Operation::Recv { side } | Operation::Poll { side }) = *operation else {
+        let (Operation::Recv { side, .. } | Operation::Poll { side }) = *operation else {
             return;
         };
         let link = self.link_of(*token, side);

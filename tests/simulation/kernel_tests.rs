@@ -63,7 +63,7 @@ fn accepted(faults: Faults, plan: Plan) -> SimIo {
 
 fn recv(io: &mut SimIo) -> Result<Vec<u8>, Errno> {
     let side = Side::Client;
-    let completion = run(io, Kind::RecvClient, Operation::Recv { side });
+    let completion = run(io, Kind::RecvClient, Operation::Recv { side, streams: false });
     let len = completion.result?;
     let Payload::Received(at) = completion.payload else {
         assert_eq!(len, 0, "bytes come with a buffer");
@@ -232,7 +232,7 @@ fn a_worker_that_breaks_the_contract_is_found_out() {
     let mut io = accepted(Faults::none(), http());
     let side = Side::Client;
     let close = || Operation::Close { side };
-    let recv = || Operation::Recv { side };
+    let recv = || Operation::Recv { side, streams: false };
     while self::recv(&mut io).unwrap().last() != Some(&b'\n') {}
     io.submit(token(Kind::RecvClient), recv());
     let twice = violation(|| io.submit(token(Kind::RecvClient), recv()));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use portcullis::config::ProxyVersion;
 use portcullis::io::Time;
+use portcullis::limits::STREAM_RECEIVES_PER_TURN;
 use portcullis::telemetry::labels::{
     CloseReason, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
 };
@@ -40,6 +41,17 @@ fn an_echo_finishes() {
         assert_eq!(record.outbound_bytes, 300_000);
         assert_eq!(talk.client.got, 300_000);
         assert_eq!(outcome.counters.inbound_bytes.get(), 300_000);
+    }
+}
+
+#[test]
+fn streams_that_take_turns_lose_nothing() {
+    let count = 5 * STREAM_RECEIVES_PER_TURN;
+    let outcome = Setting::of(vec![Plan::echo(400_000); count]).run();
+    for (talk, record) in outcome.talks.iter().zip(&outcome.records) {
+        let record = record.as_ref().expect("it was accepted");
+        assert_eq!(record.reason, CloseReason::Finished);
+        assert_eq!((talk.server.got, talk.client.got), (400_000, 400_000));
     }
 }
 
