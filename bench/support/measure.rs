@@ -119,6 +119,7 @@ pub(crate) fn memory_per_connection(
     let settled = Work { connections: AT_ONCE, closes: false, ..work };
     let mut bed = Bed::start(program, settled, conditions)?;
     let mut measure = || -> Result<f64> {
+        bed.gather(conditions)?;
         if asked {
             bed.run(Until::Operations(AT_ONCE as u64))?;
         }
@@ -145,7 +146,7 @@ pub(crate) fn memory_per_connection(
 struct Bed {
     work: Work,
     /// As many as the server has CPUs, so that the load of one worker is always the same; each
-    /// with the CPU that its thread runs on.
+    /// with the CPU that its thread runs on. None until [`Bed::gather`].
     crowds: Vec<(usize, Clients)>,
     server: Server,
     _origin: Option<Origin>,
@@ -159,13 +160,18 @@ impl Bed {
             conditions.with_origin.then(|| Origin::start(work, &placement.clients)).transpose()?;
         let address = origin.as_ref().map(|origin| origin.address);
         let server = Server::start(program, certificate, address, placement, work)?;
+        Ok(Self { work, crowds: Vec::new(), server, _origin: origin })
+    }
+
+    /// Connects the clients of [`Bed::run`].
+    fn gather(&mut self, conditions: &Conditions) -> Result<()> {
+        let Conditions { certificate, placement, .. } = conditions;
         let cpus = placement.clients.iter().copied().cycle();
-        let crowds = cpus
-            .take(placement.server.len())
-            .map(|cpu| Ok((cpu, Clients::connect(server.address, work, certificate)?)))
-            .collect::<Result<_>>()
-            .map_err(|error| server.explain(&program.name, &error))?;
-        Ok(Self { work, crowds, server, _origin: origin })
+        for cpu in cpus.take(placement.server.len()) {
+            let clients = Clients::connect(self.server.address, self.work, certificate)?;
+            self.crowds.push((cpu, clients));
+        }
+        Ok(())
     }
 
     /// Does the work `until` the end; `Operations` are those of each crowd.
@@ -178,6 +184,7 @@ impl Bed {
     }
 
     fn measure(&mut self, conditions: &Conditions) -> Result<Sample> {
+        self.gather(conditions)?;
         self.run(Until::Time(Instant::now() + conditions.warm_up))?;
         let before = self.server.cpu_time()?;
         let started = Instant::now();
@@ -204,14 +211,16 @@ impl Bed {
     }
 
     /// The clients are those of `portcullis load`, the cheapest that there are: with others the
-    /// server would be idle in between, and dearer for it.
+    /// server would be idle in between, and dearer for it. Those of [`Bed::run`] come when the
+    /// others have gone, for strace's count.
     fn measure_kept(&mut self, conditions: &Conditions) -> Result<Sample> {
         let Work { connections, request_bytes, answer_bytes, .. } = self.work;
+        let crowds = conditions.placement.server.len();
         let load = loading::run(&Plan {
             mode: Mode::Request,
             question: Some(Question::raw(request_bytes, answer_bytes)),
-            connections: u32::try_from(connections)? * u32::try_from(self.crowds.len())?,
-            threads: Some(self.crowds.len()),
+            connections: u32::try_from(connections)? * u32::try_from(crowds)?,
+            threads: Some(crowds),
             warm_up: conditions.warm_up,
             duration: conditions.measured,
             ..loading::plan(&self.server)?
@@ -227,6 +236,9 @@ impl Bed {
             |percent| tally.operations.nanos().value_at_percentile(percent) as f64 / 1e3,
             tally.done() as f64,
         );
+        if conditions.with_strace {
+            self.gather(conditions)?;
+        }
         Ok(Sample {
             cost: spent.used.as_secs_f64() * 1e6 / done,
             rate: done / seconds,
