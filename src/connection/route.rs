@@ -141,7 +141,8 @@ impl Route {
         common.story.server = Some(server.server);
         common.set_deadline(common.snapshot.timeouts.connect, cx);
         let address = server.address.clone();
-        common.submit(Kind::Connect, Operation::Connect { address, source: None }, cx);
+        let speaks = !common.inbound.is_empty() || self.sends_proxy_header(common);
+        common.submit(Kind::Connect, Operation::Connect { address, source: None, speaks }, cx);
         self.wait(common, cx)
     }
 

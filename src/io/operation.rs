@@ -68,6 +68,9 @@ pub enum Operation {
         address: Address,
         /// From where, port 0 for any; `None`: the kernel chooses.
         source: Option<SocketAddr>,
+        /// Bytes wait to be sent as soon as it stands: the acknowledgement that completes it may
+        /// travel with them instead of in a packet of its own.
+        speaks: bool,
     },
     /// Send the end of the stream after what was sent before.
     Shutdown {

@@ -127,7 +127,7 @@ impl Client {
         self.generation = (self.generation + 1) % Token::GENERATIONS;
         self.failed = false;
         (self.due, self.begun) = (due, cx.now);
-        self.submit(Kind::Connect, Operation::Connect { address, source }, cx);
+        self.submit(Kind::Connect, Operation::Connect { address, source, speaks: false }, cx);
     }
 
     /// Asks on an idle connection, for an operation that is `due`.

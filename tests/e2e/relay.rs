@@ -165,18 +165,28 @@ fn a_server_that_resets_is_a_reset_for_the_client_and_no_clean_end() {
 
 #[test]
 fn a_client_that_ends_without_close_notify_is_counted_as_truncated() {
-    let (sender, ended) = mpsc::channel();
+    let (sender, heard) = mpsc::channel();
+    let (last, ended) = mpsc::channel();
     let server = Server::before(Backend::new(move |mut stream| {
-        let mut all = Vec::new();
+        if stream.read_exact(&mut [0; 10]).is_ok() {
+            _ = sender.send(());
+        }
         // An end or a reset: the server must not wait for more.
-        _ = stream.read_to_end(&mut all);
-        sender.send(all).unwrap();
+        _ = stream.read_to_end(&mut Vec::new());
+        _ = last.send(());
     }));
     let mut tls = client::connect(server.address);
     tls.write_all(b"half a sen").unwrap();
+    heard.recv_timeout(SOON).unwrap();
     tls.sock.shutdown(Shutdown::Write).unwrap();
     ended.recv_timeout(SOON).unwrap();
     server.wait_closed("client_truncated", 1);
+
+    // So soon that the server need not have been connected: it hears of nothing, or of a reset.
+    let mut tls = client::connect(server.address);
+    tls.write_all(b"half a sen").unwrap();
+    tls.sock.shutdown(Shutdown::Write).unwrap();
+    server.wait_closed("client_truncated", 2);
     server.wait_idle();
 }
 

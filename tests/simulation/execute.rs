@@ -164,9 +164,9 @@ impl SimIo {
             Operation::Recv { side, streams } => self.recv(key, token, side, streams),
             Operation::Poll { side } => self.poll(key, token, side),
             Operation::Send { side, buffer, .. } => self.send(key, token, side, buffer),
-            Operation::Connect { address, source } => {
+            Operation::Connect { address, source, speaks } => {
                 self.connect(key, token, &address);
-                Some(Operation::Connect { address, source })
+                Some(Operation::Connect { address, source, speaks })
             }
             Operation::Shutdown { side } => {
                 let link = self.link_of(token, side);

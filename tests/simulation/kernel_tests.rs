@@ -268,6 +268,7 @@ fn a_refused_connect_keeps_its_socket_until_it_is_closed() {
     let connect = |port| Operation::Connect {
         address: Address::Inet(SocketAddr::from(([127, 0, 0, 1], port))),
         source: None,
+        speaks: false,
     };
     let refused = run(&mut io, Kind::Connect, connect(1));
     assert_eq!(refused.result, Err(Errno::CONNECTION_REFUSED));

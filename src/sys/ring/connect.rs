@@ -13,14 +13,24 @@ const ENOSYS: Errno = Errno(38);
 
 static YES: libc::c_int = 1;
 
+/// `TCP_QUICKACK`: with what we send, or after the kernel's delay. Set before the connect, it holds
+/// for the acknowledgement that completes it, too.
+static ACKNOWLEDGE_LATER: libc::c_int = 0;
+
 /// What a server's socket holds unsent, at most: as a client's, which has it from its listener.
 #[expect(clippy::cast_possible_wrap, reason = "128 KiB")]
 static NOT_SENT: libc::c_int = NOT_SENT_BYTES as libc::c_int;
 
 impl Ring {
-    /// `socket → TCP_NODELAY, TCP_NOTSENT_LOWAT → bind → connect`, linked: one submission, one
-    /// completion unless a step fails. What is not asked for is left out.
-    pub(super) fn connect(&mut self, token: Token, to: &Address, from: Option<SocketAddr>) {
+    /// `socket → TCP_NODELAY, TCP_NOTSENT_LOWAT, TCP_QUICKACK → bind → connect`, linked: one
+    /// submission, one completion unless a step fails. What is not asked for is left out.
+    pub(super) fn connect(
+        &mut self,
+        token: Token,
+        to: &Address,
+        from: Option<SocketAddr>,
+        speaks: bool,
+    ) {
         if from.is_some() && !self.features.bind {
             self.answer(token, Err(ENOSYS));
             return;
@@ -38,7 +48,7 @@ impl Ring {
             entry.flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS).user_data(step)
         };
         let server = file(token, Side::Server);
-        self.make_room(6);
+        self.make_room(7);
         let socket = opcode::Socket::new(address.family(), libc::SOCK_STREAM, 0)
             .file_index(destination(token, Side::Server))
             .build();
@@ -47,6 +57,10 @@ impl Ring {
             self.push(&quietly(set(server, libc::IPPROTO_TCP, libc::TCP_NODELAY, &YES)));
             let bound = set(server, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &NOT_SENT);
             self.push(&quietly(bound));
+            if speaks {
+                let later = set(server, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &ACKNOWLEDGE_LATER);
+                self.push(&quietly(later));
+            }
         }
         if let Some(from) = from {
             let mut source = self.spare_addresses.pop().unwrap_or_default();
