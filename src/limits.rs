@@ -161,6 +161,14 @@ pub const CONNECTION_RATE_MAX: u32 = 1_000_000;
 /// key's cost at most: more was not the client's doing, the thread had lost its core.
 pub const STEP_CHARGE_MAX: u32 = 4;
 
+/// A connection that has been relayed for so long is kept: it is none of those that come with a
+/// question, are answered and gone.
+pub const KEPT_AFTER: Duration = Duration::from_millis(20);
+
+/// For so long behind an event of a kept connection handshakes go one step at a time. Traffic that
+/// has more seldom events finds the worker idle, or waits for two or three steps instead of one.
+pub const KEPT_BUSY: Duration = Duration::from_millis(10);
+
 /// Workers, at most.
 pub const WORKERS_MAX: usize = 1024;
 

@@ -39,6 +39,7 @@ pub mod story;
 
 use crate::config::Refuse;
 use crate::io::{Buffer, Errno, Kind, Side, Time};
+use crate::limits::KEPT_AFTER;
 use crate::telemetry::labels::{CloseReason, HandshakeOutcome, HandshakeStep, KeyType, State};
 use crate::telemetry::record::Record;
 use crate::worker::sources::table::Handle;
@@ -238,6 +239,12 @@ impl Connection {
             self.stage,
             Stage::Accept(_) | Stage::Handshake(_) | Stage::Close(_) | Stage::Done(_)
         )
+    }
+
+    /// Whether it is more than one of those that come for a question: it has been relayed for
+    /// [`KEPT_AFTER`].
+    pub fn is_kept(&self, now: Time) -> bool {
+        matches!(self.stage, Stage::Relay(_)) && self.common.story.relayed_for(now) >= KEPT_AFTER
     }
 
     /// Ends the connection now, with resets on both sides.

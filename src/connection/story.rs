@@ -1,6 +1,7 @@
 //! What a connection remembers of itself for its access-log record and the histograms.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::io::Time;
 use crate::telemetry::labels::{
@@ -84,6 +85,11 @@ impl Story {
         self.accepted_at
     }
 
+    /// How long it has been relayed, if it is.
+    pub fn relayed_for(&self, now: Time) -> Duration {
+        now.since(self.marked_at)
+    }
+
     /// Ends the span that began at the last mark.
     pub fn mark(&mut self, span: Span, cx: &Context<'_>) {
         let duration = cx.now.since(self.marked_at);
@@ -96,7 +102,7 @@ impl Story {
         self.marked_at = cx.now;
     }
 
-    fn record_span(&mut self, span: Span, duration: std::time::Duration, cx: &Context<'_>) {
+    fn record_span(&mut self, span: Span, duration: Duration, cx: &Context<'_>) {
         cx.counters.span(span).observe(duration);
         let recorded = RECORDED.iter().zip(&mut self.spans).find(|(one, _)| **one == span);
         if let Some((_, nanos)) = recorded {

@@ -127,6 +127,8 @@ pub struct Worker<I: Io> {
     scheduler: Scheduler,
     /// Where the connection that is handling an event wants to wait for a step.
     step_wanted: Option<HandshakeQueue>,
+    /// Until when kept connections count as busy.
+    kept_busy_until: Time,
     /// An established connection had an event in this turn.
     served_established: bool,
     /// Time that handshakes have coming while established connections go first.
@@ -169,6 +171,7 @@ impl<I: Io> Worker<I> {
             expired: Vec::new(),
             scheduler,
             step_wanted: None,
+            kept_busy_until: now,
             served_established: false,
             owed: Duration::ZERO,
         }

@@ -411,3 +411,24 @@ fn a_flood_of_handshakes_holds_up_those_before_it_by_a_step_each_time() {
     assert!(record.total_nanos < 200_000_000, "{record:#?}");
     assert_eq!(outcome.counters.handshakes.of(HandshakeOutcome::Ok).get(), 101);
 }
+
+#[test]
+fn a_kept_connection_waits_for_one_step_of_a_flood_and_not_for_a_whole_budget() {
+    // Says a little every millisecond or so, for 200 of them.
+    let mut kept = Plan::echo(20_000);
+    kept.client.pace = Pace { write_max: 100, pause_micros: 2000, ..Pace::FAST };
+    let longest_turn = |plan: Plan| {
+        let mut setting = Setting::of(vec![plan]);
+        slow_handshakes(&mut setting);
+        setting.faults.full_step_micros = 1000;
+        setting.handshake.budget = Duration::from_millis(50);
+        let flood = Time(100_000_000);
+        setting.clients.extend((0..60).map(|_| (flood, Plan::echo(10))));
+        let outcome = setting.run();
+        assert_eq!(outcome.counters.handshakes.of(HandshakeOutcome::Ok).get(), 61);
+        Duration::from_nanos(outcome.counters.longest_turn_nanos.get())
+    };
+    let (beside, alone) = (longest_turn(kept), longest_turn(Plan::echo(10)));
+    assert!(beside <= Duration::from_millis(3), "{beside:?}");
+    assert!(alone >= Duration::from_millis(20), "nobody is spared by looks: {alone:?}");
+}
