@@ -161,7 +161,7 @@ impl<I: Io> Worker<I> {
             }
             budget = self.owed;
         }
-        self.owed = Duration::ZERO;
+        let begun = self.now;
         // Each look costs a handshake 2 us: one step at a time only where it spares somebody.
         let kept_busy = self.now < self.kept_busy_until;
         let until = if kept_busy { self.now } else { self.now + budget };
@@ -176,6 +176,11 @@ impl<I: Io> Worker<I> {
                 }
             }
         }
+        self.owed = if self.served_established {
+            self.owed.saturating_sub(self.now.since(begun))
+        } else {
+            Duration::ZERO
+        };
         for queue in HandshakeQueue::ALL {
             let waiting = self.scheduler.waiting(*queue) as u64;
             self.counters.handshake_queue.of(*queue).set(waiting);
