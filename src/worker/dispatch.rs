@@ -161,9 +161,9 @@ impl<I: Io> Worker<I> {
             }
             budget = self.owed;
         }
-        let begun = self.now;
+        self.owed = Duration::ZERO;
         // Each look costs a handshake 2 us: one step at a time only where it spares somebody.
-        let kept_busy = self.now < self.kept_busy_until;
+        let kept_busy = !self.served_established && self.now < self.kept_busy_until;
         let until = if kept_busy { self.now } else { self.now + budget };
         while let Some(next) = self.scheduler.next(self.now) {
             match next {
@@ -176,11 +176,6 @@ impl<I: Io> Worker<I> {
                 }
             }
         }
-        self.owed = if self.served_established {
-            self.owed.saturating_sub(self.now.since(begun))
-        } else {
-            Duration::ZERO
-        };
         for queue in HandshakeQueue::ALL {
             let waiting = self.scheduler.waiting(*queue) as u64;
             self.counters.handshake_queue.of(*queue).set(waiting);
