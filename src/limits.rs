@@ -58,8 +58,8 @@ pub const RECEIVE_PIECES_BYTES: usize = 2 * RECEIVE_PIECE_BYTES;
 
 /// Bytes of one buffer of the provided-buffer ring: what the receive of a stream delivers, at
 /// most, and with that how far a side can overshoot [`QUEUE_HIGH_WATER_BYTES`]. Eight full records
-/// and their headers fit. The kernel acknowledges, and wakes the sender, once per receive: of 16
-/// KiB each, that is most of what a stream costs.
+/// and their headers fit. The kernel acknowledges, and wakes the sender, about once per receive:
+/// with 32 KiB each, that is half of what a stream costs.
 pub const RECEIVE_BUFFER_BYTES: usize = 8 * RECORD_PAYLOAD_BYTES_MAX + 256;
 
 /// A receive that brings so many bytes is filled: the next one is that of a stream.

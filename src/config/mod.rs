@@ -513,7 +513,7 @@ impl Default for PerSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handshake {
     /// `budget_us`: time for handshakes between two looks at established connections; one step is
-    /// always taken, and no more than one while kept connections are busy.
+    /// always taken, and only one while kept connections are busy (beyond their fifth).
     pub budget: Duration,
     /// `queue_deadline`: what a handshake's first step may wait for the processor.
     pub queue_deadline: Duration,

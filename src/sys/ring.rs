@@ -245,11 +245,12 @@ impl Ring {
 
     fn recv(&mut self, token: Token, side: Side, streams: bool) {
         let file = file(token, side);
+        let most = if streams { RECEIVE_BUFFER_BYTES } else { RECEIVE_PIECE_BYTES };
+        let bytes = receive_bytes(side, most);
         let entry = if self.features.bounded_receive && !streams {
-            receive::bounded(file, receive_bytes(side, RECEIVE_PIECE_BYTES))
+            receive::bounded(file, bytes)
         } else {
-            let most = if streams { RECEIVE_BUFFER_BYTES } else { RECEIVE_PIECE_BYTES };
-            opcode::Recv::new(file, std::ptr::null_mut(), receive_bytes(side, most))
+            opcode::Recv::new(file, std::ptr::null_mut(), bytes)
                 .buf_group(GROUP)
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT)

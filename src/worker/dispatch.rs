@@ -160,11 +160,12 @@ impl<I: Io> Worker<I> {
                 return;
             }
             budget = self.owed;
+        } else if self.now < self.kept_busy_until {
+            // One step: each look costs a handshake 2 us, and is worth it where it spares somebody.
+            budget = Duration::ZERO;
         }
         self.owed = Duration::ZERO;
-        // Each look costs a handshake 2 us: one step at a time only where it spares somebody.
-        let kept_busy = !self.served_established && self.now < self.kept_busy_until;
-        let until = if kept_busy { self.now } else { self.now + budget };
+        let until = self.now + budget;
         while let Some(next) = self.scheduler.next(self.now) {
             match next {
                 Next::Drop(waiting) => self.drop_overdue(waiting),

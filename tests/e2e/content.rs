@@ -103,10 +103,9 @@ const SLOW: u64 = 8;
 /// Bytes on each of them: more than the sockets on the way can hold.
 const SLOW_BYTES: u64 = 128 * MIB;
 
-/// What the server may need for them. A direction holds at most its high-water mark, one receive
-/// buffer and one send buffer (src/limits.rs: 32 + 32.25 + 32.4 KiB); twice that for both
-/// directions and their spare capacity. To it comes, once, the ring of receive buffers that the
-/// traffic touches (256 x 32.25 KiB), and as much again for the allocator and code.
+/// What the server may need for them. A direction that is held up has one send buffer (128.7 KiB,
+/// src/limits.rs), and the other nothing: less than 98 KiB on each. To it comes, once, what the
+/// traffic touches of the receive buffers, the allocator's and the code: 16.5 MiB in all.
 const BOUND: u64 = SLOW * 2 * 98 * 1024 + 2 * 256 * 33 * 1024;
 
 /// Waits until `moved` stands still because somebody does not read.
