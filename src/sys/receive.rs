@@ -124,11 +124,18 @@ impl ReceiveBuffers {
         Ok(buffers)
     }
 
-    /// The kernel has run out: it gets twice as many from now on, if there are more.
+    /// A receive found no buffer: the kernel gets twice as many from now on. Of the receives that
+    /// found none together the first asks for all, and the others try again with what it got.
+    /// Whether there is a buffer to try again with.
     pub(super) fn hand_over_more(&mut self) -> bool {
-        let are_more = self.wanted < Self::ENTRIES;
-        self.want(self.wanted * 2);
-        are_more
+        if self.at_kernel() == 0 {
+            self.want(self.wanted * 2);
+        }
+        self.at_kernel() > 0
+    }
+
+    fn at_kernel(&self) -> usize {
+        Self::ENTRIES - self.spare.len() - self.lent
     }
 
     fn want(&mut self, wanted: usize) {
@@ -274,4 +281,33 @@ fn allocate(layout: Layout) -> NonNull<u8> {
     // SAFETY: the layout has a size.
     let memory = unsafe { alloc_zeroed(layout) };
     NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn receives_that_found_no_buffer_together_get_twice_as_many_for_all_of_them() {
+        let ring = IoUring::new(8).unwrap();
+        let mut buffers = ReceiveBuffers::register(&ring).unwrap();
+        let at_first = usize::from(RECEIVE_BUFFERS_AT_FIRST);
+        for buffer in 0..RECEIVE_BUFFERS_AT_FIRST {
+            buffers.lend(buffer);
+        }
+        for _ in 0..20 {
+            assert!(buffers.hand_over_more());
+        }
+        assert_eq!(buffers.at_kernel(), at_first);
+        // The others as well, with none come back.
+        for buffer in RECEIVE_BUFFERS_AT_FIRST..RECEIVE_BUFFERS {
+            while buffers.at_kernel() == 0 {
+                assert!(buffers.hand_over_more());
+            }
+            buffers.lend(buffer);
+        }
+        assert!(!buffers.hand_over_more(), "there are no more");
+        buffers.recycle(0);
+        assert!(buffers.hand_over_more());
+    }
 }

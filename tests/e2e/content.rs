@@ -103,10 +103,10 @@ const SLOW: u64 = 8;
 /// Bytes on each of them: more than the sockets on the way can hold.
 const SLOW_BYTES: u64 = 128 * MIB;
 
-/// What the server may need for them. A direction that is held up has one send buffer (128.7 KiB,
-/// src/limits.rs), and the other nothing: less than 98 KiB on each. To it comes, once, what the
-/// traffic touches of the receive buffers, the allocator's and the code: 16.5 MiB in all.
-const BOUND: u64 = SLOW * 2 * 98 * 1024 + 2 * 256 * 33 * 1024;
+/// What the server may need for them: a send buffer for each direction (128.7 KiB, src/limits.rs),
+/// twice as many receive buffers as there are receives, rounded up to a power of two, and 4 MiB for
+/// what the traffic touches once of the code and the allocator's memory.
+const BOUND: u64 = SLOW * 2 * 129 * 1024 + 32 * 129 * 1024 + 4 * MIB;
 
 /// Waits until `moved` stands still because somebody does not read.
 fn wait_for_standstill(moved: &AtomicU64) -> u64 {
