@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
@@ -102,7 +103,11 @@ fn serve(listener: &TcpListener, work: Work, stop: &AtomicBool) -> Result<()> {
     let mut events = vec![EpollEvent::empty(); 256];
     let mut scratch = vec![0; 256 * 1024];
     while !stop.load(Ordering::Relaxed) {
-        let ready = epoll.wait(&mut events, 50_u8)?;
+        let ready = match epoll.wait(&mut events, 50_u8) {
+            // A signal, or the machine was stopped for a moment.
+            Err(Errno::EINTR) => continue,
+            ready => ready?,
+        };
         for event in events.iter().take(ready) {
             if event.data() == LISTENER {
                 accept(listener, work, &epoll, &mut connections)?;
