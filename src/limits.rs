@@ -99,6 +99,9 @@ pub const NOT_SENT_BYTES: u32 = 128 * 1024;
 /// Without being needed for this long, buffers of a burst go back to the allocator or the kernel.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Connections whose end leaves enough with the allocator to be looked at.
+pub const ENDED_MIN: u32 = 64;
+
 /// Completions of one turn for which a worker keeps memory: more than a busy turn has.
 pub const COMPLETIONS_KEPT: usize = 1024;
 

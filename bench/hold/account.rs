@@ -7,6 +7,8 @@ use serde_json::Value;
 /// A summary of `portcullis load hold`, and the server's memory afterwards.
 pub(crate) struct Account<'a> {
     pub(crate) summary: &'a Value,
+    /// Bytes, before the first client.
+    pub(crate) server_fresh: u64,
     /// Bytes.
     pub(crate) server_after: u64,
 }
@@ -54,12 +56,15 @@ impl fmt::Display for Account<'_> {
             let with = get(&format!("/memory/{part}_with")).saturating_sub(before);
             writeln!(f, "{what:44} {with:14} {:16.0}", with as f64 / open as f64)?;
         }
-        let before = get("/memory/server_before");
-        let change = 100.0 * (self.server_after as f64 / before.max(1) as f64 - 1.0);
+        let (fresh, before) = (self.server_fresh, get("/memory/server_before"));
+        let to = |start: u64| 100.0 * (self.server_after as f64 / start.max(1) as f64 - 1.0);
         writeln!(
             f,
-            "\nserver before {before} bytes, after all have ended {} ({change:+.1} %)",
-            self.server_after
+            "\nserver started with {fresh} bytes, had {before} after its first clients, and {} when \
+             all have ended ({:+.1} and {:+.1} %)",
+            self.server_after,
+            to(fresh),
+            to(before),
         )
     }
 }

@@ -30,6 +30,8 @@ use support::{Result, free_address};
 
 /// What the kernel and the allocator have to give memory back when all connections have ended.
 const SETTLE: Duration = Duration::from_secs(20);
+/// Clients that come and go before those that are held.
+const WARM_UP_PER_WORKER: u64 = 100;
 /// What the server may take to start, and to end.
 const SERVER_LIMIT: Duration = Duration::from_secs(60);
 
@@ -110,14 +112,16 @@ fn run(mut options: Options) -> Result<bool> {
     fs::write(&config, text)?;
     let mut server = start(&config, address)?;
     let settle = if options.connections > 1000 { SETTLE } else { Duration::from_secs(1) };
-    let held = warm_up(address).and_then(|()| {
+    let fresh = process::pss_bytes(server.id())?;
+    let held = warm_up(&room, address).and_then(|()| {
         std::thread::sleep(settle);
         hold(&options, &room, address, server.id())
     });
     let after = held.is_ok().then(|| settled(server.id(), settle)).transpose()?;
     stop(&mut server)?;
     let held = held?;
-    let account = account::Account { summary: &held, server_after: after.unwrap_or(0) };
+    let after = after.unwrap_or(0);
+    let account = account::Account { summary: &held, server_fresh: fresh, server_after: after };
     print!("{account}");
     if let Some(path) = &options.results {
         let text = format!("{}\n\n{room}\n\n```text\n{account}```", report::machine()?);
@@ -173,19 +177,36 @@ fn start(config: &Path, address: SocketAddr) -> Result<Child> {
     Ok(server)
 }
 
-/// Has each worker serve some clients, so that what a process takes once (pages of its code, its
-/// first buffers) is in no connection's share.
-fn warm_up(target: SocketAddr) -> Result<()> {
-    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(["load", "handshake", "--source", "127.0.0.0/16", "--tls", "1.3", "--json"])
-        .args(["--connections", "256", "--warm-up", "0s", "--duration", "2s"])
-        .arg(format!("--target={target}"))
-        .stdin(Stdio::null())
-        .output()?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
-    }
+/// Has each worker serve some clients that do what those to be held will do, so that what a process
+/// takes once (pages of its code, its first buffers, the allocator's first slabs) is in no
+/// connection's share.
+fn warm_up(room: &room::Room, target: SocketAddr) -> Result<()> {
+    let connections = u64::from(room.connections).min(room.workers * WARM_UP_PER_WORKER);
+    let mut command = clients(target, connections);
+    run_load(command.args(["--sample", "100", "--every", "1s", "--duration", "3s"]))?;
     Ok(())
+}
+
+/// `portcullis load hold`, without its times and what is asked.
+fn clients(target: SocketAddr, connections: u64) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command
+        .args(["load", "hold", "--json", "--protocol", "raw", "--up", "1B"])
+        .args(["--source", "127.0.0.0/16", "--tls", "1.3", "--group", "X25519"])
+        .args(["--timeout", "60s", &format!("--target={target}")])
+        .arg(format!("--connections={connections}"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    command
+}
+
+/// Runs a load to its end; returns its summary.
+fn run_load(command: &mut Command) -> Result<Value> {
+    let output = command.output()?;
+    if !output.status.success() {
+        return Err(format!("portcullis load ended with {}", output.status).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn stop(server: &mut Child) -> Result<()> {
@@ -202,21 +223,12 @@ fn stop(server: &mut Child) -> Result<()> {
 
 /// Runs `portcullis load hold`, whose progress bar is ours, too; returns its summary.
 fn hold(options: &Options, room: &room::Room, target: SocketAddr, server: u32) -> Result<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(["load", "hold", "--json", "--protocol", "raw", "--up", "1B"])
-        .args(["--source", "127.0.0.0/16", "--tls", "1.3", "--group", "X25519"])
-        .args(["--timeout", "60s", "--every", &options.every, "--duration", &options.duration])
-        .arg(format!("--target={target}"))
-        .arg(format!("--connections={}", room.connections))
+    let mut command = clients(target, room.connections.into());
+    command
+        .args(["--every", &options.every, "--duration", &options.duration])
         .arg(format!("--sample={}", options.sample))
-        .arg(format!("--server-pid={server}"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !output.status.success() {
-        return Err(format!("portcullis load ended with {}", output.status).into());
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
+        .arg(format!("--server-pid={server}"));
+    run_load(&mut command)
 }
 
 /// The server's memory when everything that was held is gone and given back.

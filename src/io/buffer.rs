@@ -93,8 +93,8 @@ impl Pool {
     /// Free buffers kept; more are given back to the allocator, so that a storm's memory returns.
     pub const KEPT_MAX: usize = 256;
 
-    /// Free buffers kept however long nobody needs them.
-    pub const KEPT_MIN: usize = 16;
+    /// Free buffers kept however long nobody needs them: half a MiB where streams have used them.
+    pub const KEPT_MIN: usize = 4;
 
     /// A free buffer, or a new one.
     pub fn take(&mut self) -> Buffer {

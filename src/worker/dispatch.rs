@@ -258,6 +258,7 @@ impl<I: Io> Worker<I> {
         let Entry::Open(connection) = self.release(slot) else {
             return;
         };
+        self.ended = self.ended.saturating_add(1);
         let mut cx = context!(self, slot, generation);
         let record = connection.free(self.index, reason, &mut cx);
         if let Some(records) = &mut self.records

@@ -23,7 +23,7 @@ use crate::backend::balance::RoundRobin;
 use crate::backend::permits::Permits;
 use crate::io::buffer::Pool;
 use crate::io::{Completion, Io, Kind, Operation, Time, Token};
-use crate::limits::{ACCEPTS_ARMED, COMPLETIONS_KEPT, TRIM_INTERVAL};
+use crate::limits::{ACCEPTS_ARMED, COMPLETIONS_KEPT, ENDED_MIN, TRIM_INTERVAL};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::labels::CloseReason;
 use crate::telemetry::record;
@@ -118,6 +118,8 @@ pub struct Worker<I: Io> {
     drain_until: Option<Time>,
     /// When memory that a burst has left is looked at; `None`: there is none.
     trims_at: Option<Time>,
+    /// Connections that have ended since the last look.
+    ended: u32,
     // Kept between turns so that a turn allocates nothing.
     completions: Vec<Completion>,
     operations: Vec<(Kind, Operation)>,
@@ -165,6 +167,7 @@ impl<I: Io> Worker<I> {
             unix,
             drain_until: None,
             trims_at: None,
+            ended: 0,
             completions: Vec::new(),
             operations: Vec::new(),
             outbox: Outbox::default(),
@@ -266,8 +269,10 @@ impl<I: Io> Worker<I> {
             self.io.trim();
             self.completions.shrink_to(COMPLETIONS_KEPT);
             self.trims_at = None;
+            self.ended = 0;
         }
-        let is_large = self.pool.is_large()
+        let is_large = self.ended >= ENDED_MIN
+            || self.pool.is_large()
             || self.io.is_large()
             || self.completions.capacity() > COMPLETIONS_KEPT;
         if self.trims_at.is_none() && is_large {
