@@ -60,8 +60,8 @@ impl fmt::Display for Account<'_> {
         let to = |start: u64| 100.0 * (self.server_after as f64 / start.max(1) as f64 - 1.0);
         writeln!(
             f,
-            "\nserver started with {fresh} bytes, had {before} after its first clients, and {} when \
-             all have ended ({:+.1} and {:+.1} %)",
+            "\nserver started with {fresh} bytes, had {before} after its first clients, and {} \
+             when all have ended ({:+.1} and {:+.1} %)",
             self.server_after,
             to(fresh),
             to(before),

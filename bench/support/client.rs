@@ -17,7 +17,7 @@ use rustls_pki_types::ServerName;
 
 use super::certificate::{Certificate, NAME};
 use super::work::Work;
-use super::{Error, Result, payload};
+use super::{Error, Result, payload, wait};
 
 /// Source addresses 127.0.0.1 to 127.0.0.8 in turn: the clients close first and so hold the
 /// `TIME_WAIT`s, and one address has 28,000 ports by default.
@@ -222,7 +222,7 @@ impl Clients {
         let mut events = vec![EpollEvent::empty(); 256];
         let mut last_event = Instant::now();
         while !self.is_done(until) {
-            let ready = self.epoll.wait(&mut events, 50_u8)?;
+            let ready = wait(&self.epoll, &mut events)?;
             let now = Instant::now();
             if ready > 0 {
                 last_event = now;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use super::Result;
 use super::client::{open, source};
+use super::{Result, wait};
 
 /// Connections at once.
 const AT_ONCE: usize = 32;
@@ -51,7 +51,7 @@ impl Knocks {
         let mut events = vec![EpollEvent::empty(); AT_ONCE];
         let mut last_event = Instant::now();
         while left > 0 {
-            let ready = self.epoll.wait(&mut events, 50_u8)?;
+            let ready = wait(&self.epoll, &mut events)?;
             if ready > 0 {
                 last_event = Instant::now();
             } else if last_event.elapsed() > STALL_LIMIT {

@@ -25,6 +25,8 @@ pub(crate) mod work;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
@@ -35,6 +37,15 @@ use nix::sys::socket::{
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Shorthand for [`Error`].
 pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Waits for events, 50 ms at most; without one also when a signal comes, or when the machine was
+/// stopped for a moment.
+fn wait(epoll: &Epoll, events: &mut [EpollEvent]) -> Result<usize> {
+    match epoll.wait(events, 50_u8) {
+        Err(Errno::EINTR) => Ok(0),
+        ready => Ok(ready?),
+    }
+}
 
 /// A request's or an answer's bytes; both ends know them, so that the first answer can be checked.
 pub(crate) static PAYLOAD: [u8; 64 * 1024] = {

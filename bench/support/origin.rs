@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use portcullis::sys::socket;
 
 use super::work::Work;
-use super::{Result, cpu, free_address, listener, payload};
+use super::{Result, cpu, free_address, listener, payload, wait};
 
 /// Token of the listener; a connection's is its descriptor's number.
 const LISTENER: u64 = u64::MAX;
@@ -103,11 +102,7 @@ fn serve(listener: &TcpListener, work: Work, stop: &AtomicBool) -> Result<()> {
     let mut events = vec![EpollEvent::empty(); 256];
     let mut scratch = vec![0; 256 * 1024];
     while !stop.load(Ordering::Relaxed) {
-        let ready = match epoll.wait(&mut events, 50_u8) {
-            // A signal, or the machine was stopped for a moment.
-            Err(Errno::EINTR) => continue,
-            ready => ready?,
-        };
+        let ready = wait(&epoll, &mut events)?;
         for event in events.iter().take(ready) {
             if event.data() == LISTENER {
                 accept(listener, work, &epoll, &mut connections)?;
