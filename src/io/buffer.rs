@@ -93,9 +93,6 @@ impl Pool {
     /// Free buffers kept; more are given back to the allocator, so that a storm's memory returns.
     pub const KEPT_MAX: usize = 256;
 
-    /// Free buffers kept however long nobody needs them: half a MiB where streams have used them.
-    pub const KEPT_MIN: usize = 4;
-
     /// A free buffer, or a new one.
     pub fn take(&mut self) -> Buffer {
         self.lent += 1;
@@ -117,15 +114,14 @@ impl Pool {
         }
     }
 
-    /// Whether more is kept than is worth keeping for ever.
+    /// Whether anything is kept.
     pub fn is_large(&self) -> bool {
-        self.free.len() > Self::KEPT_MIN
+        !self.free.is_empty()
     }
 
     /// Gives what nobody has needed since the last call back to the allocator.
     pub fn trim(&mut self) {
-        let kept = self.free.len().saturating_sub(self.unused).max(Self::KEPT_MIN);
-        self.free.truncate(kept);
+        self.free.truncate(self.free.len().saturating_sub(self.unused));
         self.unused = self.free.len();
     }
 
@@ -157,7 +153,7 @@ mod tests {
         }
         assert!(pool.is_large());
         pool.trim();
-        assert_eq!((pool.free.len(), pool.is_large()), (Pool::KEPT_MIN, false));
+        assert!(!pool.is_large(), "{} are kept for nobody", pool.free.len());
         burst(Pool::KEPT_MAX + 9, &mut pool);
         assert_eq!(pool.free.len(), Pool::KEPT_MAX);
     }
