@@ -30,8 +30,9 @@ const AT_ONCE: usize = 64;
 /// How long strace counts in bulk work.
 const TRACED: Duration = Duration::from_millis(500);
 /// How long connections are left alone before memory is read: servers give back what a connection
-/// needs only while bytes flow, but not at once (Portcullis after `timeouts.rest`).
-pub(crate) const IDLE: Duration = Duration::from_secs(3);
+/// needs only while bytes flow, but not at once (Portcullis after `timeouts.rest`, its allocator
+/// what is free within ten seconds).
+pub(crate) const IDLE: Duration = Duration::from_secs(12);
 
 /// What all measurements of a run have in common.
 #[derive(Debug)]
