@@ -112,7 +112,7 @@ fn run(mut options: Options) -> Result<bool> {
     fs::write(&config, text)?;
     let mut server = start(&config, address)?;
     let settle = if options.connections > 1000 { SETTLE } else { Duration::from_secs(1) };
-    let fresh = process::pss_bytes(server.id())?;
+    let fresh = process::pss_bytes(server.id());
     let held = warm_up(&room, address).and_then(|()| {
         std::thread::sleep(settle);
         hold(&options, &room, address, server.id())
@@ -120,7 +120,7 @@ fn run(mut options: Options) -> Result<bool> {
     let after = held.is_ok().then(|| settled(server.id(), settle)).transpose()?;
     stop(&mut server)?;
     let held = held?;
-    let after = after.unwrap_or(0);
+    let (fresh, after) = (fresh?, after.unwrap_or(0));
     let account = account::Account { summary: &held, server_fresh: fresh, server_after: after };
     print!("{account}");
     if let Some(path) = &options.results {
