@@ -101,13 +101,14 @@ impl<I: Io> Worker<I> {
             };
             armed.push(slot);
             let token = Token::new(slot, generation, Kind::Accept);
-            self.io.submit(token, Operation::Accept { listener: number });
+            self.submit(token, Operation::Accept { listener: number }, false);
         }
     }
 
     /// Cancels every armed accept. One that had succeeded still brings its client.
     pub(super) fn cancel_accepts(&mut self) {
-        for slot in self.accepting.armed.iter().flatten() {
+        let armed = std::mem::take(&mut self.accepting.armed);
+        for slot in armed.iter().flatten() {
             let Some(generation) = self.table.generation(*slot) else {
                 continue;
             };
@@ -115,9 +116,10 @@ impl<I: Io> Worker<I> {
             if let Some(Entry::Accepting { cancelled, .. }) = self.table.entry(token)
                 && !std::mem::replace(cancelled, true)
             {
-                self.io.submit(token, Operation::Cancel { target: Kind::Accept });
+                self.submit(token, Operation::Cancel { target: Kind::Accept }, false);
             }
         }
+        self.accepting.armed = armed;
     }
 
     /// An accept has ended: with a client, or with a reason to pause.

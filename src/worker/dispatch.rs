@@ -160,7 +160,7 @@ impl<I: Io> Worker<I> {
                 return;
             }
             budget = self.owed;
-        } else if self.now < self.kept_busy_until {
+        } else if self.is_kept_busy() {
             // One step: each look costs a handshake 2 us, and is worth it where it spares somebody.
             budget = Duration::ZERO;
         }

@@ -183,7 +183,7 @@ impl<I: Io> Worker<I> {
     /// One turn: arm accepts, submit and wait, reap and dispatch, fire timers.
     pub fn turn(&mut self) -> Progress {
         self.arm_accepts();
-        // While handshakes or streams wait for their turn the ring is only looked at.
+        // While anything waits for its turn the ring is only looked at.
         let waits = self.scheduler.is_empty() && self.outbox.is_empty();
         let deadline = if waits { self.wakes_at() } else { Some(self.now) };
         let mut completions = std::mem::take(&mut self.completions);
@@ -204,7 +204,8 @@ impl<I: Io> Worker<I> {
         self.finish_drain();
         self.trim();
         self.fetch_permits();
-        self.outbox.submit(&mut self.io);
+        let kept_busy = self.is_kept_busy();
+        self.outbox.submit(&mut self.io, kept_busy);
 
         let busy = self.io.now().since(woken);
         let busy = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
@@ -267,6 +268,7 @@ impl<I: Io> Worker<I> {
         if self.trims_at.is_some_and(|at| at <= self.now) {
             self.pool.trim();
             self.io.trim();
+            self.outbox.trim();
             self.completions.shrink_to(COMPLETIONS_KEPT);
             self.trims_at = None;
             self.ended = 0;
@@ -274,6 +276,7 @@ impl<I: Io> Worker<I> {
         let is_large = self.ended >= ENDED_MIN
             || self.pool.is_large()
             || self.io.is_large()
+            || self.outbox.is_large()
             || self.completions.capacity() > COMPLETIONS_KEPT;
         if self.trims_at.is_none() && is_large {
             self.trims_at = Some(self.now + TRIM_INTERVAL);
@@ -338,12 +341,26 @@ impl<I: Io> Worker<I> {
         self.drain_until = Some(self.now + crate::connection::close::LINGER);
     }
 
+    /// Whether kept connections have been heard of a moment ago.
+    fn is_kept_busy(&self) -> bool {
+        self.now < self.kept_busy_until
+    }
+
     fn submit_operations(&mut self, slot: u32, generation: u32) {
-        for (kind, operation) in self.operations.drain(..) {
-            let token = Token::new(slot, generation, kind);
-            if let Some(operation) = self.outbox.take_in(token, operation) {
-                self.io.submit(token, operation);
-            }
+        let connection = self.table.connection(slot, generation);
+        let is_established = connection.is_some_and(|connection| connection.is_established());
+        let mut operations = std::mem::take(&mut self.operations);
+        for (kind, operation) in operations.drain(..) {
+            self.submit(Token::new(slot, generation, kind), operation, is_established);
+        }
+        self.operations = operations;
+    }
+
+    /// Submits an operation, now or when it is its turn.
+    fn submit(&mut self, token: Token, operation: Operation, is_established: bool) {
+        let gives_way = !is_established && (self.is_kept_busy() || self.outbox.lets_wait());
+        if let Some(operation) = self.outbox.take_in(token, operation, gives_way) {
+            self.io.submit(token, operation);
         }
     }
 }

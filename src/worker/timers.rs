@@ -20,7 +20,7 @@ use crate::io::Time;
 pub const TICK: Duration = Duration::from_millis(8);
 
 /// Entries that one [`Timers::expire`] touches at most, handing them out or moving them down.
-pub const TOUCHED_PER_CALL_MAX: usize = 1024;
+pub const TOUCHED_PER_CALL_MAX: usize = 128;
 
 const TICK_NANOS: u64 = 8_000_000;
 const SLOT_BITS: u32 = 6;
@@ -112,7 +112,7 @@ impl Timers {
     /// # Limits
     /// Touches [`TOUCHED_PER_CALL_MAX`] entries at most, however far the clock has jumped; then
     /// [`Timers::next`] is not after `now`, and another call goes on. Meanwhile entries come later
-    /// than [`TICK`] promises: by as many calls as there are thousands of entries to move.
+    /// than [`TICK`] promises: by as many calls as it takes to touch those before them.
     pub fn expire(&mut self, now: Time, out: &mut Vec<u32>) {
         let target = (now.0 / TICK_NANOS).max(self.tick);
         let mut touches = TOUCHED_PER_CALL_MAX;

@@ -29,7 +29,7 @@ use crate::sim_io::SimIo;
 use crate::trust::AnyCertificate;
 use crate::world::{Event, World, listener_address};
 
-const LISTENERS: usize = 2;
+pub(crate) const LISTENERS: usize = 2;
 
 /// What is run.
 #[derive(Debug, Clone)]
@@ -83,6 +83,8 @@ pub(crate) struct Outcome {
     pub(crate) records: Vec<Option<Record>>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) trace: u64,
+    /// The most operations that the worker has had started between two looks.
+    pub(crate) most_started: usize,
 }
 
 impl Setting {
@@ -320,7 +322,8 @@ impl Setting {
             assert!(records[number].is_none(), "told twice: {record:?}");
             records[number] = Some(*record);
         }
-        let outcome = Outcome { trace: io.trace(), talks, records, counters };
+        let (trace, most_started) = (io.trace(), io.most_started);
+        let outcome = Outcome { talks, records, counters, trace, most_started };
         self.check(&outcome);
         outcome
     }

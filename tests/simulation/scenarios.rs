@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portcullis::config::ProxyVersion;
 use portcullis::io::Time;
-use portcullis::limits::STREAM_RECEIVES_PER_TURN;
+use portcullis::limits::{ACCEPTS_ARMED, GIVING_WAY_PER_TURN, STREAM_RECEIVES_PER_TURN};
 use portcullis::telemetry::labels::{
     CloseReason, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
 };
@@ -12,7 +12,7 @@ use portcullis::telemetry::record::Record;
 
 use crate::conversation::Conversation;
 use crate::faults::{ClientEnd, ConnectOutcome, Misbehaviour, Opening, Pace, Plan, Reply};
-use crate::run::{Outcome, Sent, Setting};
+use crate::run::{LISTENERS, Outcome, Sent, Setting};
 
 /// Runs one conversation by itself.
 fn one(plan: Plan) -> (Conversation, Record, Outcome) {
@@ -431,4 +431,35 @@ fn a_kept_connection_waits_for_one_step_of_a_flood_and_not_for_a_whole_budget() 
     let (beside, alone) = (longest_turn(kept), longest_turn(Plan::echo(10)));
     assert!(beside <= Duration::from_millis(3), "{beside:?}");
     assert!(alone >= Duration::from_millis(20), "nobody is spared by looks: {alone:?}");
+}
+
+#[test]
+fn a_kept_connection_waits_for_few_of_those_who_come_and_go() {
+    // Is there for three seconds.
+    let kept = {
+        let mut plan = Plan::echo(300_000);
+        plan.client.pace = Pace { write_max: 100, pause_micros: 2000, ..Pace::FAST };
+        plan
+    };
+    let most_started = |plan: Plan| {
+        let mut setting = Setting::of(vec![plan]);
+        setting.connections = 256;
+        setting.handshake.max_pending = 1000;
+        setting.timeouts.client_hello = Duration::from_millis(20);
+        // They say no more, and are told so, and closed two seconds later, at the same time.
+        let mut silent = Plan::echo(10);
+        silent.client.misbehaves = Some((1, Misbehaviour::Silent));
+        setting.clients.extend((0..100).map(|_| (Time(100_000_000), silent.clone())));
+        let outcome = setting.run();
+        let timed_out = outcome.counters.handshakes.of(HandshakeOutcome::ClientHelloTimeout).get();
+        assert_eq!(timed_out, 100);
+        let record = outcome.records[0].as_ref().expect("it was accepted");
+        assert_eq!(record.reason, CloseReason::Finished);
+        outcome.most_started
+    };
+    let (beside, alone) = (most_started(kept), most_started(Plan::echo(10)));
+    // The first accepts are armed while nobody is there.
+    let accepts = ACCEPTS_ARMED as usize * LISTENERS;
+    assert!(beside <= accepts.max(GIVING_WAY_PER_TURN + 4), "{beside}");
+    assert!(alone >= 100, "nobody is spared by looks: {alone}");
 }

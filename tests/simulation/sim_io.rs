@@ -62,6 +62,8 @@ pub(crate) struct SimIo {
     pub(crate) sockets: BTreeMap<(u32, bool), Socket>,
     pub(crate) buffers: ReceiveBuffers,
     queued: Vec<u64>,
+    /// The most operations that the worker has had started between two looks.
+    pub(crate) most_started: usize,
     /// When a socket's latest completion is seen.
     last_seen: BTreeMap<(u32, bool), Time>,
     commands: rtrb::Producer<Command>,
@@ -91,6 +93,7 @@ impl SimIo {
             in_flight: BTreeMap::new(),
             sockets: BTreeMap::new(),
             queued: Vec::new(),
+            most_started: 0,
             last_seen: BTreeMap::new(),
             commands,
             at_the_end,
@@ -304,6 +307,7 @@ impl Io for SimIo {
     fn wait(&mut self, deadline: Option<Time>, completions: &mut Vec<Completion>) {
         self.check_time();
         self.waits_until = None;
+        self.most_started = self.most_started.max(self.queued.len());
         for key in std::mem::take(&mut self.queued) {
             self.attempt(key);
         }
