@@ -13,6 +13,7 @@ mod server;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
@@ -34,6 +35,8 @@ const RESERVED: u64 = 256;
 const PER_CONNECTION: u64 = 2;
 /// Bytes of an answer that a slow reader does not read: more than all buffers on the way hold.
 const LARGE: u64 = 384 * 1024;
+/// How long the established traffic has been there when the crowd leaves: a second of it is warm-up.
+const LEAVES_AFTER: Duration = Duration::from_secs(2);
 /// Below this the bar is kept: p99 with the crowd here by p99 without it.
 const BAR: f64 = 1.2;
 
@@ -79,10 +82,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// The established traffic alone, then with the crowd at another server that gives way to all, and
-/// then with the crowd at its own.
+/// The established traffic alone, then with the crowd at another server that gives way to all, then
+/// with the crowd at its own, and then while that crowd leaves it, all at once.
 struct Round {
-    measured: [Value; 3],
+    measured: [Value; 4],
     crowd: Counts,
 }
 
@@ -111,17 +114,23 @@ fn run(mut options: Options) -> Result<()> {
     let mut rounds = Vec::new();
     for _ in 0..options.rounds {
         let alone = load(&options, &server)?;
-        let crowd_at = |at: &Server| -> Result<(Value, Counts)> {
+        let crowd_at = |at: &Server| -> Result<(Value, Value, Counts)> {
             let crowd = Crowd { addresses: at.addresses, slow, garbage: options.garbage };
             let here = crowd.gather(&certificate)?;
-            let measured = load(&options, &server)?;
-            let counts = here.leave(at.connections()?)?;
+            let during = load(&options, &server)?;
+            let open = at.connections()?;
+            let (leaving, counts) = thread::scope(|scope| {
+                let measured = scope.spawn(|| load(&options, &server).map_err(|e| e.to_string()));
+                thread::sleep(LEAVES_AFTER);
+                let counts = here.leave(open);
+                (measured.join(), counts)
+            });
             at.wait_idle()?;
-            Ok((measured, counts))
+            Ok((during, leaving.map_err(|_| "the load's thread panicked")??, counts?))
         };
-        let (beside, _) = crowd_at(&other)?;
-        let (during, crowd) = crowd_at(&server)?;
-        rounds.push(Round { measured: [alone, beside, during], crowd });
+        let (beside, ..) = crowd_at(&other)?;
+        let (here, leaving, crowd) = crowd_at(&server)?;
+        rounds.push(Round { measured: [alone, beside, here, leaving], crowd });
     }
     let text = text(&options, slow, &placement, &rounds, &server.reasons()?)?;
     println!("{text}");
@@ -137,7 +146,7 @@ fn load(options: &Options, server: &Server) -> Result<Value> {
     let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
         .args(["load", "request", "--json", "--protocol", "raw", "--up", "100B"])
         .args(["--tls", "1.3", "--group", "X25519", "--threads", "1"])
-        .args(["--duration", &options.duration])
+        .args(["--warm-up", "1s", "--duration", &options.duration])
         .arg(format!("--target={target}"))
         .arg(format!("--connections={}", options.connections))
         .arg(format!("--rate={}", options.rate))
@@ -176,14 +185,17 @@ fn text(
         "p50 us: alone",
         "beside",
         "here",
+        "leaving",
         "p99 us: alone",
         "beside",
         "here",
+        "leaving",
         "here / alone",
         "here / beside",
         "CPU s: alone",
         "beside",
         "here",
+        "leaving",
         "slow open",
         "garbage /s",
     ]);
@@ -218,7 +230,8 @@ fn text(
          closed, and again after a second\n- beside: all of them at a \
          second server on the same CPU that gives way to every other process, which is what they \
          do by the kernel and by their own CPU time alone; here: at the server that is \
-         measured\n- `cargo bench --bench slow -- --slow {} --garbage \
+         measured; leaving: a second into this measurement all of them close their \
+         connections\n- `cargo bench --bench slow -- --slow {} --garbage \
          {garbage} --rounds {} --rate {rate} --duration {duration}`\n\n{table}\nMedian p99 \
          ratios: {to_alone:.2} to the traffic alone, {to_beside:.2} to the crowd beside; the bar \
          is {BAR}.\n\nWhat the server counted of all rounds: {reasons}\n",
