@@ -35,7 +35,7 @@ const RESERVED: u64 = 256;
 const PER_CONNECTION: u64 = 2;
 /// Bytes of an answer that a slow reader does not read: more than all buffers on the way hold.
 const LARGE: u64 = 384 * 1024;
-/// How long the established traffic has been there when the crowd leaves: a second of it is warm-up.
+/// How long the established traffic has been there when the crowd leaves, a second of warm-up too.
 const LEAVES_AFTER: Duration = Duration::from_secs(2);
 /// Below this the bar is kept: p99 with the crowd here by p99 without it.
 const BAR: f64 = 1.2;

@@ -42,6 +42,7 @@ use crate::io::{Buffer, Errno, Kind, Side, Time};
 use crate::limits::KEPT_AFTER;
 use crate::telemetry::labels::{CloseReason, HandshakeOutcome, HandshakeStep, KeyType, State};
 use crate::telemetry::record::Record;
+use crate::worker::outbox::Rank;
 use crate::worker::sources::table::Handle;
 
 use common::Common;
@@ -235,10 +236,16 @@ impl Connection {
 
     /// Whether its handshake is done and it has not ended.
     pub fn is_established(&self) -> bool {
-        !matches!(
-            self.stage,
-            Stage::Accept(_) | Stage::Handshake(_) | Stage::Close(_) | Stage::Done(_)
-        )
+        self.rank() == Rank::Established
+    }
+
+    /// How far it has come, for who goes first.
+    pub fn rank(&self) -> Rank {
+        match self.stage {
+            Stage::Accept(_) | Stage::Handshake(_) => Rank::Beginning,
+            Stage::Close(_) | Stage::Done(_) => Rank::Ending,
+            _ => Rank::Established,
+        }
     }
 
     /// Whether it is more than one of those that come for a question: it has been relayed for

@@ -14,6 +14,7 @@ use crate::limits::ACCEPTS_ARMED;
 use crate::telemetry::labels::Limit;
 
 use super::Worker;
+use super::outbox::Rank;
 use super::table::Entry;
 
 /// How long accept pauses when the kernel has no descriptor or memory for another client.
@@ -101,7 +102,7 @@ impl<I: Io> Worker<I> {
             };
             armed.push(slot);
             let token = Token::new(slot, generation, Kind::Accept);
-            self.submit(token, Operation::Accept { listener: number }, false);
+            self.submit(token, Operation::Accept { listener: number }, Rank::Beginning);
         }
     }
 
@@ -116,7 +117,7 @@ impl<I: Io> Worker<I> {
             if let Some(Entry::Accepting { cancelled, .. }) = self.table.entry(token)
                 && !std::mem::replace(cancelled, true)
             {
-                self.submit(token, Operation::Cancel { target: Kind::Accept }, false);
+                self.submit(token, Operation::Cancel { target: Kind::Accept }, Rank::Beginning);
             }
         }
         self.accepting.armed = armed;

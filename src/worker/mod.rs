@@ -34,7 +34,7 @@ use crate::telemetry::labels::HandshakeQueue;
 
 use accepting::Accepting;
 use command::Command;
-use outbox::Outbox;
+use outbox::{Outbox, Rank};
 use scheduler::Scheduler;
 use snapshot::{Local, Snapshot};
 use sources::Sources;
@@ -347,19 +347,19 @@ impl<I: Io> Worker<I> {
     }
 
     fn submit_operations(&mut self, slot: u32, generation: u32) {
-        let connection = self.table.connection(slot, generation);
-        let is_established = connection.is_some_and(|connection| connection.is_established());
+        let rank = self.table.connection(slot, generation).map(|connection| connection.rank());
         let mut operations = std::mem::take(&mut self.operations);
         for (kind, operation) in operations.drain(..) {
-            self.submit(Token::new(slot, generation, kind), operation, is_established);
+            let token = Token::new(slot, generation, kind);
+            self.submit(token, operation, rank.unwrap_or(Rank::Ending));
         }
         self.operations = operations;
     }
 
     /// Submits an operation, now or when it is its turn.
-    fn submit(&mut self, token: Token, operation: Operation, is_established: bool) {
-        let gives_way = !is_established && (self.is_kept_busy() || self.outbox.lets_wait());
-        if let Some(operation) = self.outbox.take_in(token, operation, gives_way) {
+    fn submit(&mut self, token: Token, operation: Operation, rank: Rank) {
+        let kept_busy = self.is_kept_busy();
+        if let Some(operation) = self.outbox.take_in(token, operation, rank, kept_busy) {
             self.io.submit(token, operation);
         }
     }

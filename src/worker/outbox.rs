@@ -1,100 +1,146 @@
-//! What a turn submits behind everything else: receives, what gives way to established
-//! connections, and the cancels that must not overtake their targets.
+//! What a turn submits behind everything else: receives, what gives way to others, and the cancels
+//! that must not overtake their targets.
 //!
 //! While the sends of a turn are worked off, answers to them arrive, and a receive that finds its
-//! bytes waiting costs neither a poll nor a wake-up. Streams take turns: their receives bring as
-//! much as a buffer holds, and whoever has a short question would wait for all of them. So would he
-//! for the accepts and the ends of a crowd: while kept connections are busy, what is for clients
-//! that are not established takes turns, too.
+//! bytes waiting costs neither a poll nor a wake-up. Some operations take turns, because whoever
+//! has a short question would wait for all of them: receives of streams, which bring as much as a
+//! buffer holds; while kept connections are busy, what is for clients that are not established yet;
+//! and always what ends connections. The kernel tells of what has happened in order, some 40 events a
+//! turn: if each of 8,000 clients that leave together is closed at once, whoever asks after them is
+//! heard 0.2 s later.
 
 use std::collections::VecDeque;
 
 use crate::io::{Io, Operation, Token};
-use crate::limits::{COMPLETIONS_KEPT, GIVING_WAY_PER_TURN, STREAM_RECEIVES_PER_TURN};
+use crate::limits::{
+    BEGINNING_PER_TURN, COMPLETIONS_KEPT, ENDING_PER_TURN, ENDING_PER_TURN_BUSY,
+    STREAM_RECEIVES_PER_TURN,
+};
+
+/// Whom an operation is for: who goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    /// A client whose handshake is done.
+    Established,
+    /// One that comes, or shakes hands.
+    Beginning,
+    /// One whose connection ends.
+    Ending,
+}
 
 /// Operations in the order in which they are wanted.
+type Queue = VecDeque<(Token, Operation)>;
+
+/// What waits for the end of a turn.
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// For the end of this turn.
     now: Vec<(Token, Operation)>,
-    /// Receives of streams, for this turn or a later one, and the cancels behind them.
-    streams: VecDeque<(Token, Operation)>,
-    /// What gives way, for this turn or a later one, and the cancels behind it.
-    giving_way: VecDeque<(Token, Operation)>,
+    // For this turn or a later one, and cancels behind them.
+    /// Receives of streams.
+    streams: Queue,
+    /// What is for clients that are not established yet.
+    beginning: Queue,
+    /// What ends connections.
+    ending: Queue,
 }
 
 impl Outbox {
     /// Takes in an operation that is not to be submitted at once; another one is given back.
-    /// `gives_way`: established connections go first. Whose operations have given way once must
-    /// give way until [`Outbox::lets_wait`] says no, or they overtake each other.
+    /// `kept_busy`: kept connections have been heard of a moment ago.
     pub fn take_in(
         &mut self,
         token: Token,
         operation: Operation,
-        gives_way: bool,
+        rank: Rank,
+        kept_busy: bool,
     ) -> Option<Operation> {
-        match operation {
-            Operation::Recv { streams: true, .. } => self.streams.push_back((token, operation)),
-            // Its target may be among them.
-            Operation::Cancel { .. } if !self.streams.is_empty() => {
-                self.streams.push_back((token, operation));
+        let is_cancel = matches!(operation, Operation::Cancel { .. });
+        let [streams, beginning, ending] = self.queues();
+        // Its target may be in any queue: it goes through all that have something.
+        if is_cancel && let Some(queue) = first_in_use([streams, beginning, ending]) {
+            queue.push_back((token, operation));
+            return None;
+        }
+        let [streams, beginning, ending] = self.queues();
+        match (&operation, rank) {
+            (Operation::Recv { streams: true, .. }, _) => streams.push_back((token, operation)),
+            (_, Rank::Ending) => ending.push_back((token, operation)),
+            // Whose operations have waited once, they wait as long as there are any.
+            (_, Rank::Beginning) if kept_busy || !beginning.is_empty() => {
+                beginning.push_back((token, operation));
             }
-            Operation::Cancel { .. } if self.lets_wait() => {
-                self.giving_way.push_back((token, operation));
+            (Operation::Recv { .. } | Operation::Cancel { .. }, _) => {
+                self.now.push((token, operation));
             }
-            _ if gives_way => self.giving_way.push_back((token, operation)),
-            Operation::Recv { .. } | Operation::Cancel { .. } => self.now.push((token, operation)),
-            other => return Some(other),
+            _ => return Some(operation),
         }
         None
     }
 
     /// Nothing waits for a later turn.
     pub fn is_empty(&self) -> bool {
-        self.now.is_empty() && self.streams.is_empty() && self.giving_way.is_empty()
+        let Self { now, streams, beginning, ending } = self;
+        now.is_empty() && [streams, beginning, ending].iter().all(|queue| queue.is_empty())
     }
 
-    /// Something that gives way waits.
-    pub fn lets_wait(&self) -> bool {
-        !self.giving_way.is_empty()
-    }
-
-    /// The turn ends: submits what it may, [`STREAM_RECEIVES_PER_TURN`] streams' receives among it,
-    /// and of what gives way all, or [`GIVING_WAY_PER_TURN`] operations while kept connections are
-    /// busy.
+    /// The turn ends: submits what it may. That are [`STREAM_RECEIVES_PER_TURN`] streams' receives,
+    /// [`BEGINNING_PER_TURN`] operations of clients that come and [`ENDING_PER_TURN_BUSY`] of those
+    /// that end; if no kept connections are busy, all of the former and [`ENDING_PER_TURN`].
     pub fn submit(&mut self, io: &mut impl Io, kept_busy: bool) {
         for (token, operation) in self.now.drain(..) {
             io.submit(token, operation);
         }
+        let Self { streams, beginning, ending, .. } = self;
         let mut receives = 0;
         while receives < STREAM_RECEIVES_PER_TURN
-            && let Some((token, operation)) = self.streams.pop_front()
+            && let Some(entry) = streams.pop_front()
         {
-            let is_receive = matches!(operation, Operation::Recv { .. });
-            receives += usize::from(is_receive);
-            // A cancel's target: a stream's receive, which has gone, or in the other queue.
-            if is_receive || !self.lets_wait() {
-                io.submit(token, operation);
-            } else {
-                self.giving_way.push_back((token, operation));
-            }
+            receives += usize::from(matches!(entry.1, Operation::Recv { .. }));
+            submit_or_pass_on(io, entry, [&mut *beginning, &mut *ending]);
         }
-        let most = if kept_busy { GIVING_WAY_PER_TURN } else { usize::MAX };
-        let now = self.giving_way.len().min(most);
-        for (token, operation) in self.giving_way.drain(..now) {
-            io.submit(token, operation);
+        let most = if kept_busy { BEGINNING_PER_TURN } else { usize::MAX };
+        for entry in beginning.drain(..beginning.len().min(most)) {
+            submit_or_pass_on(io, entry, [&mut *ending]);
+        }
+        let most = if kept_busy { ENDING_PER_TURN_BUSY } else { ENDING_PER_TURN };
+        for entry in ending.drain(..ending.len().min(most)) {
+            submit_or_pass_on(io, entry, []);
         }
     }
 
     /// Whether [`Outbox::trim`] may have something to give back.
     pub fn is_large(&self) -> bool {
-        self.giving_way.capacity().max(self.streams.capacity()) > COMPLETIONS_KEPT
+        let Self { streams, beginning, ending, .. } = self;
+        [streams, beginning, ending].iter().any(|queue| queue.capacity() > COMPLETIONS_KEPT)
     }
 
     /// Gives back the memory that a burst has needed.
     pub fn trim(&mut self) {
-        self.streams.shrink_to(COMPLETIONS_KEPT);
-        self.giving_way.shrink_to(COMPLETIONS_KEPT);
+        for queue in self.queues() {
+            queue.shrink_to(COMPLETIONS_KEPT);
+        }
+    }
+
+    fn queues(&mut self) -> [&mut Queue; 3] {
+        [&mut self.streams, &mut self.beginning, &mut self.ending]
+    }
+}
+
+fn first_in_use<const N: usize>(queues: [&mut Queue; N]) -> Option<&mut Queue> {
+    queues.into_iter().find(|queue| !queue.is_empty())
+}
+
+/// Submits what has left its queue; a cancel goes behind what waits in those that come later.
+fn submit_or_pass_on<const N: usize>(
+    io: &mut impl Io,
+    (token, operation): (Token, Operation),
+    later: [&mut Queue; N],
+) {
+    let is_cancel = matches!(operation, Operation::Cancel { .. });
+    match first_in_use(later).filter(|_| is_cancel) {
+        Some(queue) => queue.push_back((token, operation)),
+        None => io.submit(token, operation),
     }
 }
 
@@ -124,27 +170,29 @@ mod tests {
         }
     }
 
+    fn take_in(outbox: &mut Outbox, (slot, kind): (u32, Kind), operation: Operation, rank: Rank) {
+        let taken = outbox.take_in(Token::new(slot, 0, kind), operation, rank, true);
+        assert!(taken.is_none(), "it waits for the end of the turn");
+    }
+
     fn receive(outbox: &mut Outbox, slot: u32, streams: bool) {
         let operation = Operation::Recv { side: Side::Client, streams };
-        let taken = outbox.take_in(Token::new(slot, 0, Kind::RecvClient), operation, false);
-        assert!(taken.is_none(), "a receive waits for the end of the turn");
+        take_in(outbox, (slot, Kind::RecvClient), operation, Rank::Established);
     }
 
     fn cancel(outbox: &mut Outbox, slot: u32) {
         let operation = Operation::Cancel { target: Kind::RecvClient };
-        let taken = outbox.take_in(Token::new(slot, 0, Kind::CancelRecvClient), operation, false);
-        assert!(taken.is_none(), "a cancel waits for the end of the turn");
+        take_in(outbox, (slot, Kind::CancelRecvClient), operation, Rank::Established);
     }
 
-    fn turn(outbox: &mut Outbox) -> Vec<(u32, Kind)> {
+    fn submitted(outbox: &mut Outbox, kept_busy: bool) -> Vec<(u32, Kind)> {
         let mut io = Submitted::default();
-        outbox.submit(&mut io, true);
+        outbox.submit(&mut io, kept_busy);
         io.0
     }
 
-    fn give_way(outbox: &mut Outbox, slot: u32, kind: Kind, operation: Operation) {
-        let taken = outbox.take_in(Token::new(slot, 0, kind), operation, true);
-        assert!(taken.is_none(), "it waits for the end of the turn");
+    fn turn(outbox: &mut Outbox) -> Vec<(u32, Kind)> {
+        submitted(outbox, true)
     }
 
     #[test]
@@ -186,48 +234,54 @@ mod tests {
     }
 
     #[test]
-    fn who_is_established_waits_for_few_of_those_that_end() {
+    fn who_is_established_waits_for_few_of_those_that_come_and_go() {
         let mut outbox = Outbox::default();
+        let close = || Operation::Close { side: Side::Client };
         for slot in 0..100 {
-            give_way(&mut outbox, slot, Kind::CloseClient, Operation::Close { side: Side::Client });
+            take_in(&mut outbox, (slot, Kind::CloseClient), close(), Rank::Ending);
+        }
+        for slot in 100..200 {
+            let accept = Operation::Accept { listener: 0 };
+            take_in(&mut outbox, (slot, Kind::Accept), accept, Rank::Beginning);
         }
         receive(&mut outbox, 1000, false);
         let first = turn(&mut outbox);
         assert_eq!(first.first(), Some(&(1000, Kind::RecvClient)));
-        assert_eq!(first.len(), 1 + GIVING_WAY_PER_TURN);
+        let count = |kind| first.iter().filter(|(_, one)| *one == kind).count();
+        assert_eq!(count(Kind::Accept), BEGINNING_PER_TURN);
+        assert_eq!(count(Kind::CloseClient), ENDING_PER_TURN_BUSY);
 
-        let mut io = Submitted::default();
-        outbox.submit(&mut io, false);
-        let all = first.iter().skip(1).chain(&io.0).map(|(slot, _)| *slot);
-        assert_eq!(all.collect::<Vec<_>>(), (0..100).collect::<Vec<_>>(), "all, in order");
-        assert!(outbox.is_empty(), "nobody is kept busy: nothing waits");
+        let second = submitted(&mut outbox, false);
+        assert_eq!(second.len(), 100 - BEGINNING_PER_TURN + ENDING_PER_TURN, "nobody is kept");
+        let mut closed: Vec<u32> = [first, second].concat().iter().map(|(slot, _)| *slot).collect();
+        while !outbox.is_empty() {
+            closed.extend(turn(&mut outbox).iter().map(|(slot, _)| *slot));
+        }
+        closed.retain(|slot| *slot < 100);
+        assert_eq!(closed, (0..100).collect::<Vec<_>>(), "all, in order");
     }
 
     #[test]
-    fn a_cancel_overtakes_neither_what_gives_way_nor_a_stream() {
-        for streams in [false, true] {
-            let mut outbox = Outbox::default();
-            for slot in 0..20 {
-                let operation = Operation::Poll { side: Side::Client };
-                give_way(&mut outbox, slot, Kind::PollClient, operation);
+    fn a_cancel_overtakes_its_target_in_no_queue() {
+        for rank in [Rank::Established, Rank::Beginning, Rank::Ending] {
+            for target in [Rank::Established, Rank::Beginning, Rank::Ending] {
+                let mut outbox = Outbox::default();
+                let ranks = [Rank::Ending, Rank::Beginning, Rank::Established, target];
+                for (slot, rank) in (0..).zip(ranks.iter().flat_map(|rank| [*rank; 50])) {
+                    let streams = rank == Rank::Established;
+                    let operation = Operation::Recv { side: Side::Client, streams };
+                    take_in(&mut outbox, (slot, Kind::RecvClient), operation, rank);
+                }
+                let operation = Operation::Cancel { target: Kind::RecvClient };
+                take_in(&mut outbox, (199, Kind::CancelRecvClient), operation, rank);
+                let mut all = Vec::new();
+                while !outbox.is_empty() {
+                    all.extend(turn(&mut outbox));
+                }
+                let at = |kind| all.iter().position(|one| *one == (199, kind));
+                assert!(at(Kind::RecvClient).is_some(), "{all:?}");
+                assert!(at(Kind::CancelRecvClient) > at(Kind::RecvClient), "{all:?}");
             }
-            let first_stream = 100;
-            let behind = u32::try_from(2 * STREAM_RECEIVES_PER_TURN).unwrap();
-            for stream in (first_stream..first_stream + behind).filter(|_| streams) {
-                receive(&mut outbox, stream, true);
-            }
-            cancel(&mut outbox, 19);
-            cancel(&mut outbox, first_stream + behind - 1);
-            let mut all = Vec::new();
-            while !outbox.is_empty() {
-                all.extend(turn(&mut outbox));
-            }
-            let at = |what| all.iter().position(|one| *one == what);
-            let last_stream = first_stream + behind - 1;
-            assert!(at((19, Kind::CancelRecvClient)) > at((19, Kind::PollClient)), "{all:?}");
-            let cancelled = at((last_stream, Kind::CancelRecvClient));
-            assert!(cancelled.is_some(), "{all:?}");
-            assert!(cancelled > at((last_stream, Kind::RecvClient)), "{all:?}");
         }
     }
 }
