@@ -92,6 +92,10 @@ pub const RECEIVE_BUFFERS_AT_FIRST: u16 = 8;
 pub const SEND_BUFFER_BYTES: usize =
     RECEIVE_BUFFER_BYTES + 16 * RECORD_OVERHEAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX;
 
+/// Bytes that a connection which ends may have to send and wait its turn with in memory of their
+/// own size: an alert, not what a server has answered last.
+pub const LAST_WORDS_BYTES_MAX: usize = 512;
+
 /// Bytes waiting in one direction above which its source is no longer read.
 pub const QUEUE_HIGH_WATER_BYTES: usize = 32 * 1024;
 

@@ -51,6 +51,8 @@ impl Close {
         cx: &mut Context<'_>,
     ) -> Stage {
         common.inbound.discard(cx.pool);
+        // What is left to say has been sealed; others may go first, and thousands wait.
+        common.session = None;
         if client != How::Flush {
             common.outbound.discard(cx.pool);
         }

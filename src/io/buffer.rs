@@ -1,6 +1,6 @@
 //! A pooled send buffer: bytes are appended at its end and leave from its front.
 
-use crate::limits::SEND_BUFFER_BYTES;
+use crate::limits::{LAST_WORDS_BYTES_MAX, SEND_BUFFER_BYTES};
 
 /// A fixed-size buffer with a filled part, of which a prefix has been sent. A handle of one word:
 /// there is room for two in each slot.
@@ -17,6 +17,11 @@ impl Buffer {
     pub fn allocate() -> Self {
         let memory = vec![0; SEND_BUFFER_BYTES].into_boxed_slice();
         Self(Box::new(Contents { memory, sent: 0, filled: 0 }))
+    }
+
+    /// A buffer that holds `bytes` and has no room for more.
+    fn holding(bytes: &[u8]) -> Self {
+        Self(Box::new(Contents { memory: bytes.into(), sent: 0, filled: bytes.len() }))
     }
 
     /// Bytes not sent yet.
@@ -65,6 +70,10 @@ impl Buffer {
         self.0.sent == self.0.filled
     }
 
+    fn is_shrunk(&self) -> bool {
+        self.0.memory.len() < SEND_BUFFER_BYTES
+    }
+
     fn clear(&mut self) {
         (self.0.sent, self.0.filled) = (0, 0);
     }
@@ -105,10 +114,25 @@ impl Pool {
     ///
     /// # Panics
     /// When more come back than were lent.
-    pub fn give(&mut self, mut buffer: Buffer) {
+    pub fn give(&mut self, buffer: Buffer) {
         assert!(self.lent > 0, "a buffer came back that this pool never lent");
         self.lent -= 1;
-        if self.free.len() < Self::KEPT_MAX {
+        self.keep(buffer);
+    }
+
+    /// Exchanges a buffer that has to wait for one of its contents' size, if it holds no more than
+    /// [`LAST_WORDS_BYTES_MAX`]: thousands may wait.
+    pub fn shrink(&mut self, buffer: Buffer) -> Buffer {
+        if buffer.unsent().len() > LAST_WORDS_BYTES_MAX || buffer.is_shrunk() {
+            return buffer;
+        }
+        let small = Buffer::holding(buffer.unsent());
+        self.keep(buffer);
+        small
+    }
+
+    fn keep(&mut self, mut buffer: Buffer) {
+        if self.free.len() < Self::KEPT_MAX && !buffer.is_shrunk() {
             buffer.clear();
             self.free.push(buffer);
         }
@@ -134,6 +158,32 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thousands_of_last_words_wait_in_little_memory() {
+        let mut pool = Pool::default();
+        let mut waiting: Vec<_> = (0..1000)
+            .map(|_| {
+                let mut buffer = pool.take();
+                buffer.append(b"lost!last words");
+                buffer.advance(5);
+                pool.shrink(buffer)
+            })
+            .collect();
+        assert_eq!((pool.lent(), pool.free.len()), (1000, 1), "one was enough for all");
+        for buffer in &mut waiting {
+            assert_eq!(buffer.unsent(), b"last words");
+            assert!(buffer.spare().is_empty());
+        }
+        waiting.drain(..).for_each(|buffer| pool.give(buffer));
+        assert_eq!((pool.lent(), pool.free.len()), (0, 1), "only whole ones are kept");
+
+        let mut full = pool.take();
+        full.append(&[1; LAST_WORDS_BYTES_MAX + 1]);
+        let kept = pool.shrink(full);
+        assert!(!kept.is_shrunk(), "that much is not copied");
+        pool.give(kept);
+    }
 
     #[test]
     fn a_pool_keeps_what_is_needed_again_and_again_and_nothing_else() {

@@ -358,6 +358,14 @@ impl<I: Io> Worker<I> {
 
     /// Submits an operation, now or when it is its turn.
     fn submit(&mut self, token: Token, operation: Operation, rank: Rank) {
+        let operation = match operation {
+            Operation::Send { side, buffer, ends }
+                if rank == Rank::Ending && self.outbox.is_crowded() =>
+            {
+                Operation::Send { side, buffer: self.pool.shrink(buffer), ends }
+            }
+            other => other,
+        };
         let kept_busy = self.is_kept_busy();
         if let Some(operation) = self.outbox.take_in(token, operation, rank, kept_busy) {
             self.io.submit(token, operation);

@@ -78,6 +78,11 @@ impl Outbox {
         None
     }
 
+    /// So many connections end that an operation of another one will not be submitted in this turn.
+    pub fn is_crowded(&self) -> bool {
+        self.ending.len() >= ENDING_PER_TURN
+    }
+
     /// Nothing waits for a later turn.
     pub fn is_empty(&self) -> bool {
         let Self { now, streams, beginning, ending } = self;
