@@ -114,11 +114,13 @@ pub const NOT_SENT_BYTES: u32 = 128 * 1024;
 /// Without being needed for this long, buffers of a burst go back to the allocator or the kernel.
 pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Connections whose end leaves enough with the allocator to be looked at.
+/// Connections whose end leaves enough with the allocator to be looked at. Behind such a look a
+/// single one is enough for the next: each may be the last on its page.
 pub const ENDED_MIN: u32 = 64;
 
-/// Completions of one turn for which a worker keeps memory: more than a busy turn has.
-pub const COMPLETIONS_KEPT: usize = 1024;
+/// Completions of one turn, and operations that wait for one, for which a worker keeps memory when
+/// nobody has needed more for [`TRIM_INTERVAL`]: 8 KiB each.
+pub const COMPLETIONS_KEPT: usize = 128;
 
 /// Of so many connections that end one is asked, by a system call, which CPU its packets come to.
 pub const CPU_SAMPLE_CONNECTIONS: u32 = 16;

@@ -7,10 +7,8 @@ use serde_json::Value;
 /// A summary of `portcullis load hold`, and the server's memory afterwards.
 pub(crate) struct Account<'a> {
     pub(crate) summary: &'a Value,
-    /// Bytes, before the first client.
-    pub(crate) server_fresh: u64,
-    /// Bytes.
-    pub(crate) server_after: u64,
+    /// Bytes before the first client, behind the first clients, and behind all.
+    pub(crate) server: [u64; 3],
 }
 
 /// Connections that were lost while they were held, or were not to be had.
@@ -56,15 +54,14 @@ impl fmt::Display for Account<'_> {
             let with = get(&format!("/memory/{part}_with")).saturating_sub(before);
             writeln!(f, "{what:44} {with:14} {:16.0}", with as f64 / open as f64)?;
         }
-        let (fresh, before) = (self.server_fresh, get("/memory/server_before"));
-        let to = |start: u64| 100.0 * (self.server_after as f64 / start.max(1) as f64 - 1.0);
+        let [fresh, warm, after] = self.server;
+        let to = |start: u64| 100.0 * (after as f64 / start.max(1) as f64 - 1.0);
         writeln!(
             f,
-            "\nserver started with {fresh} bytes, had {before} after its first clients, and {} \
+            "\nserver started with {fresh} bytes, had {warm} after its first clients, and {after} \
              when all have ended ({:+.1} and {:+.1} %)",
-            self.server_after,
             to(fresh),
-            to(before),
+            to(warm),
         )
     }
 }

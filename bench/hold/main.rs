@@ -113,15 +113,16 @@ fn run(mut options: Options) -> Result<bool> {
     let mut server = start(&config, address)?;
     let settle = if options.connections > 1000 { SETTLE } else { Duration::from_secs(1) };
     let fresh = process::pss_bytes(server.id());
+    // Not while the load generator runs: pages of the program that both share would count half.
     let held = warm_up(&room, address).and_then(|()| {
-        std::thread::sleep(settle);
-        hold(&options, &room, address, server.id())
+        let warm = settled(server.id(), settle)?;
+        Ok((warm, hold(&options, &room, address, server.id())?))
     });
     let after = held.is_ok().then(|| settled(server.id(), settle)).transpose()?;
     stop(&mut server)?;
-    let held = held?;
-    let (fresh, after) = (fresh?, after.unwrap_or(0));
-    let account = account::Account { summary: &held, server_fresh: fresh, server_after: after };
+    let (warm, held) = held?;
+    let server = [fresh?, warm, after.unwrap_or(0)];
+    let account = account::Account { summary: &held, server };
     print!("{account}");
     if let Some(path) = &options.results {
         let text = format!("{}\n\n{room}\n\n```text\n{account}```", report::machine()?);

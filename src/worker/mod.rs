@@ -120,6 +120,8 @@ pub struct Worker<I: Io> {
     trims_at: Option<Time>,
     /// Connections that have ended since the last look.
     ended: u32,
+    /// Connections had ended before the last look: who ends now may be the last of a storm.
+    cleans_up: bool,
     // Kept between turns so that a turn allocates nothing.
     completions: Vec<Completion>,
     operations: Vec<(Kind, Operation)>,
@@ -168,6 +170,7 @@ impl<I: Io> Worker<I> {
             drain_until: None,
             trims_at: None,
             ended: 0,
+            cleans_up: false,
             completions: Vec::new(),
             operations: Vec::new(),
             outbox: Outbox::default(),
@@ -271,9 +274,11 @@ impl<I: Io> Worker<I> {
             self.outbox.trim();
             self.completions.shrink_to(COMPLETIONS_KEPT);
             self.trims_at = None;
+            self.cleans_up = self.ended > 0;
             self.ended = 0;
         }
         let is_large = self.ended >= ENDED_MIN
+            || (self.cleans_up && self.ended > 0)
             || self.pool.is_large()
             || self.io.is_large()
             || self.outbox.is_large()
