@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use crate::backend::permits::Permits;
 use crate::backend::proxy_protocol::{self, Certificate, Header, Tls};
-use crate::io::{Kind, Operation, Side};
+use crate::io::{Connect, Kind, Operation, Side};
 use crate::limits::CONNECT_TRIES_MAX;
 use crate::telemetry::labels::{CloseReason, Span};
 use crate::worker::snapshot::{Server, Snapshot};
@@ -142,7 +142,8 @@ impl Route {
         common.set_deadline(common.snapshot.timeouts.connect, cx);
         let address = server.address.clone();
         let speaks = !common.inbound.is_empty() || self.sends_proxy_header(common);
-        common.submit(Kind::Connect, Operation::Connect { address, source: None, speaks }, cx);
+        let connect = Connect { address, source: None, speaks };
+        common.submit(Kind::Connect, Operation::Connect(Box::new(connect)), cx);
         self.wait(common, cx)
     }
 

@@ -13,7 +13,7 @@ pub mod token;
 
 pub use buffer::Buffer;
 pub use errno::Errno;
-pub use operation::{Address, Operation, Side};
+pub use operation::{Address, Connect, Operation, Side};
 pub use time::Time;
 pub use token::{Kind, Token};
 

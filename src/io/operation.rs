@@ -24,6 +24,21 @@ pub enum Address {
     Unix(Arc<Path>),
 }
 
+/// What a connect is told.
+#[derive(Debug)]
+pub struct Connect {
+    /// To where.
+    pub address: Address,
+    /// From where, port 0 for any; `None`: the kernel chooses.
+    pub source: Option<SocketAddr>,
+    /// Bytes wait to be sent as soon as it stands: the acknowledgement that completes it may
+    /// travel with them instead of in a packet of its own.
+    pub speaks: bool,
+}
+
+// Thousands wait in a worker's outbox when their clients leave together.
+const _: () = assert!(size_of::<Operation>() <= 16);
+
 /// One operation; the token it is submitted with says on which slot.
 #[derive(Debug)]
 pub enum Operation {
@@ -63,15 +78,7 @@ pub enum Operation {
         ends: bool,
     },
     /// Make the slot's server socket and connect it.
-    Connect {
-        /// To where.
-        address: Address,
-        /// From where, port 0 for any; `None`: the kernel chooses.
-        source: Option<SocketAddr>,
-        /// Bytes wait to be sent as soon as it stands: the acknowledgement that completes it may
-        /// travel with them instead of in a packet of its own.
-        speaks: bool,
-    },
+    Connect(Box<Connect>),
     /// Send the end of the stream after what was sent before.
     Shutdown {
         /// On which socket.

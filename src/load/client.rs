@@ -8,7 +8,7 @@ use super::tally::{Reason, Tally};
 use crate::connection::in_flight::{InFlight, cancellable};
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
-use crate::io::{Address, Buffer, Errno, Kind, Operation, Side, Time, Token};
+use crate::io::{Address, Buffer, Connect, Errno, Kind, Operation, Side, Time, Token};
 use crate::limits::RECORD_PAYLOAD_BYTES_MAX;
 use crate::tls::client::{Agreed, Offer, Session, Sinks};
 
@@ -127,7 +127,8 @@ impl Client {
         self.generation = (self.generation + 1) % Token::GENERATIONS;
         self.failed = false;
         (self.due, self.begun) = (due, cx.now);
-        self.submit(Kind::Connect, Operation::Connect { address, source, speaks: false }, cx);
+        let connect = Connect { address, source, speaks: false };
+        self.submit(Kind::Connect, Operation::Connect(Box::new(connect)), cx);
     }
 
     /// Asks on an idle connection, for an operation that is `due`.

@@ -446,9 +446,7 @@ impl Io for Ring {
             Operation::LocalAddress => self.local_address(token),
             Operation::Acknowledge => self.acknowledge(token),
             Operation::Send { side, buffer, ends } => self.send(token, side, buffer, ends),
-            Operation::Connect { address, source, speaks } => {
-                self.connect(token, &address, source, speaks);
-            }
+            Operation::Connect(connect) => self.connect(token, &connect),
             Operation::Recv { side, streams } => self.recv(token, side, streams),
             Operation::Poll { side } => self.poll(token, side),
             Operation::Shutdown { side } => self.shutdown(token, side),
@@ -582,7 +580,8 @@ mod tests {
         // A slot beyond the kernel's table: making the socket fails, as it does with ENFILE.
         let token = Token::new(5, 1, Kind::Connect);
         let address = crate::io::Address::Inet("127.0.0.1:9".parse().unwrap());
-        ring.submit(token, Operation::Connect { address, source: None, speaks: true });
+        let connect = crate::io::Connect { address, source: None, speaks: true };
+        ring.submit(token, Operation::Connect(Box::new(connect)));
         let mut completions = Vec::new();
         let until = ring.now() + std::time::Duration::from_secs(1);
         ring.wait(Some(until), &mut completions);

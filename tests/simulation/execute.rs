@@ -67,7 +67,7 @@ fn kind_of(operation: &Operation) -> Kind {
         Operation::Poll { side: Server } => Kind::PollServer,
         Operation::Send { side: Client, .. } => Kind::SendClient,
         Operation::Send { side: Server, .. } => Kind::SendServer,
-        Operation::Connect { .. } => Kind::Connect,
+        Operation::Connect(_) => Kind::Connect,
         Operation::Shutdown { side: Client } => Kind::ShutdownClient,
         Operation::Shutdown { side: Server } => Kind::ShutdownServer,
         Operation::Reset { side: Client } => Kind::ResetClient,
@@ -108,7 +108,7 @@ impl SimIo {
                     self.assert_idle(token, side);
                 }
             }
-            Operation::Connect { .. } => assert!(
+            Operation::Connect(_) => assert!(
                 !self.is_open(token.slot, Side::Server),
                 "{token:?}: the former server socket was not closed"
             ),
@@ -164,9 +164,9 @@ impl SimIo {
             Operation::Recv { side, streams } => self.recv(key, token, side, streams),
             Operation::Poll { side } => self.poll(key, token, side),
             Operation::Send { side, buffer, .. } => self.send(key, token, side, buffer),
-            Operation::Connect { address, source, speaks } => {
-                self.connect(key, token, &address);
-                Some(Operation::Connect { address, source, speaks })
+            Operation::Connect(connect) => {
+                self.connect(key, token, &connect.address);
+                Some(Operation::Connect(connect))
             }
             Operation::Shutdown { side } => {
                 let link = self.link_of(token, side);

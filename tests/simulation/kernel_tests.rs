@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use portcullis::io::{
-    Address, Buffer, Completion, Errno, Io, Kind, Operation, Payload, Side, Time, Token,
+    Address, Buffer, Completion, Connect, Errno, Io, Kind, Operation, Payload, Side, Time, Token,
 };
 
 use crate::conversation::Conversation;
@@ -265,10 +265,9 @@ fn a_refused_connect_keeps_its_socket_until_it_is_closed() {
     plan.connects =
         vec![crate::faults::ConnectOutcome::Refused, crate::faults::ConnectOutcome::Hangs];
     let mut io = accepted(Faults::none(), plan);
-    let connect = |port| Operation::Connect {
-        address: Address::Inet(SocketAddr::from(([127, 0, 0, 1], port))),
-        source: None,
-        speaks: false,
+    let connect = |port| {
+        let address = Address::Inet(SocketAddr::from(([127, 0, 0, 1], port)));
+        Operation::Connect(Box::new(Connect { address, source: None, speaks: false }))
     };
     let refused = run(&mut io, Kind::Connect, connect(1));
     assert_eq!(refused.result, Err(Errno::CONNECTION_REFUSED));

@@ -1,12 +1,10 @@
 //! Making a socket and connecting it, in one chain of operations.
 
-use std::net::SocketAddr;
-
 use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 
 use super::{EINVAL, OPTION_BYTES, Ring, destination, file};
-use crate::io::{Address, Errno, Kind, Side, Token};
+use crate::io::{Address, Connect, Errno, Kind, Side, Token};
 use crate::limits::NOT_SENT_BYTES;
 
 const ENOSYS: Errno = Errno(38);
@@ -24,13 +22,8 @@ static NOT_SENT: libc::c_int = NOT_SENT_BYTES as libc::c_int;
 impl Ring {
     /// `socket → TCP_NODELAY, TCP_NOTSENT_LOWAT, TCP_QUICKACK → bind → connect`, linked: one
     /// submission, one completion unless a step fails. What is not asked for is left out.
-    pub(super) fn connect(
-        &mut self,
-        token: Token,
-        to: &Address,
-        from: Option<SocketAddr>,
-        speaks: bool,
-    ) {
+    pub(super) fn connect(&mut self, token: Token, connect: &Connect) {
+        let Connect { address: to, source: from, speaks } = connect;
         if from.is_some() && !self.features.bind {
             self.answer(token, Err(ENOSYS));
             return;
@@ -57,12 +50,12 @@ impl Ring {
             self.push(&quietly(set(server, libc::IPPROTO_TCP, libc::TCP_NODELAY, &YES)));
             let bound = set(server, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &NOT_SENT);
             self.push(&quietly(bound));
-            if speaks {
+            if *speaks {
                 let later = set(server, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &ACKNOWLEDGE_LATER);
                 self.push(&quietly(later));
             }
         }
-        if let Some(from) = from {
+        if let Some(from) = *from {
             let mut source = self.spare_addresses.pop().unwrap_or_default();
             source.set_inet(from);
             let (storage, length) = source.filled();
