@@ -5,9 +5,9 @@
 //! bytes waiting costs neither a poll nor a wake-up. Some operations take turns, because whoever
 //! has a short question would wait for all of them: receives of streams, which bring as much as a
 //! buffer holds; while kept connections are busy, what is for clients that are not established yet;
-//! and always what ends connections. The kernel tells of what has happened in order, some 40 events a
-//! turn: if each of 8,000 clients that leave together is closed at once, whoever asks after them is
-//! heard 0.2 s later.
+//! and always what ends connections. The kernel tells of what has happened in order, some 40 events
+//! a turn: if each of 8,000 clients that leave together is closed at once, whoever asks after them
+//! is heard 0.2 s later.
 
 use std::collections::VecDeque;
 
