@@ -352,6 +352,9 @@ impl<I: Io> Worker<I> {
     }
 
     fn submit_operations(&mut self, slot: u32, generation: u32) {
+        if self.operations.is_empty() {
+            return;
+        }
         let rank = self.table.connection(slot, generation).map(|connection| connection.rank());
         let mut operations = std::mem::take(&mut self.operations);
         for (kind, operation) in operations.drain(..) {

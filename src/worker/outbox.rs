@@ -55,14 +55,14 @@ impl Outbox {
         rank: Rank,
         kept_busy: bool,
     ) -> Option<Operation> {
-        let is_cancel = matches!(operation, Operation::Cancel { .. });
-        let [streams, beginning, ending] = self.queues();
+        let Self { now, streams, beginning, ending } = self;
         // Its target may be in any queue: it goes through all that have something.
-        if is_cancel && let Some(queue) = first_in_use([streams, beginning, ending]) {
+        if matches!(operation, Operation::Cancel { .. })
+            && let Some(queue) = first_in_use([&mut *streams, &mut *beginning, &mut *ending])
+        {
             queue.push_back((token, operation));
             return None;
         }
-        let [streams, beginning, ending] = self.queues();
         match (&operation, rank) {
             (Operation::Recv { streams: true, .. }, _) => streams.push_back((token, operation)),
             (_, Rank::Ending) => ending.push_back((token, operation)),
@@ -71,7 +71,7 @@ impl Outbox {
                 beginning.push_back((token, operation));
             }
             (Operation::Recv { .. } | Operation::Cancel { .. }, _) => {
-                self.now.push((token, operation));
+                now.push((token, operation));
             }
             _ => return Some(operation),
         }
@@ -122,13 +122,10 @@ impl Outbox {
 
     /// Gives back the memory that a burst has needed.
     pub fn trim(&mut self) {
-        for queue in self.queues() {
+        let Self { streams, beginning, ending, .. } = self;
+        for queue in [streams, beginning, ending] {
             queue.shrink_to(COMPLETIONS_KEPT);
         }
-    }
-
-    fn queues(&mut self) -> [&mut Queue; 3] {
-        [&mut self.streams, &mut self.beginning, &mut self.ending]
     }
 }
 
