@@ -62,8 +62,8 @@ struct Options {
     bench: bool,
 }
 
-/// What the quiet source asks for a second, unless that is more than [`QUIET_SHARE`] of what its own
-/// budget pays for: then, so much.
+/// Handshakes that the quiet source makes in a second, at most: not more than [`QUIET_SHARE`] of what
+/// its own budget pays for.
 const QUIET_HANDSHAKES: f64 = 100.0;
 const QUIET_SHARE: f64 = 0.5;
 const QUIET_REQUESTS: f64 = 500.0;
