@@ -62,9 +62,9 @@ struct Options {
     bench: bool,
 }
 
-/// Handshakes that the quiet source makes in a second, at most: not more than [`QUIET_SHARE`] of what
-/// its own budget pays for.
+/// Handshakes a second of the quiet source, at most.
 const QUIET_HANDSHAKES: f64 = 100.0;
+/// The part of its budget that it keeps to, where that pays for fewer.
 const QUIET_SHARE: f64 = 0.5;
 const QUIET_REQUESTS: f64 = 500.0;
 
