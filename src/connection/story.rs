@@ -12,9 +12,8 @@ use crate::tls::client_auth::ClientCertificate;
 
 use super::context::Context;
 
-/// The spans that the record has, in the order of its fields.
-const RECORDED: [Span; 5] =
-    [Span::ClientHello, Span::Handshake, Span::Queue, Span::Connect, Span::Total];
+/// The spans that the record has and that are remembered, in the order of its fields.
+const RECORDED: [Span; 4] = [Span::ClientHello, Span::Handshake, Span::Queue, Span::Connect];
 
 /// Times, bytes, names and negotiated values of one connection.
 #[derive(Debug)]
@@ -40,7 +39,7 @@ pub struct Story {
     /// What the client offered to resume, and what came of it.
     pub resumption: Option<(ResumptionKind, ResumptionResult)>,
     /// The client's certificate, which was verified; `None`: it showed none.
-    pub client_certificate: Option<ClientCertificate>,
+    pub client_certificate: Option<Box<ClientCertificate>>,
     /// Index of the backend.
     pub backend: Option<u16>,
     /// Index of the connected server within its backend.
@@ -51,7 +50,7 @@ pub struct Story {
     pub outbound_bytes: u64,
     accepted_at: Time,
     marked_at: Time,
-    /// Nanoseconds of the spans that the record has.
+    /// Nanoseconds of [`RECORDED`].
     spans: [u64; RECORDED.len()],
 }
 
@@ -105,10 +104,9 @@ impl Story {
     fn record_span(&mut self, span: Span, duration: Duration, cx: &Context<'_>) {
         cx.counters.span(span).observe(duration);
         let recorded = RECORDED.iter().zip(&mut self.spans).find(|(one, _)| **one == span);
-        if let Some((_, nanos)) = recorded {
+        if let Some((_, sum)) = recorded {
             // A client may stand in line twice.
-            let more = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-            *nanos = nanos.saturating_add(more);
+            *sum = sum.saturating_add(nanos(duration));
         }
     }
 
@@ -121,13 +119,19 @@ impl Story {
 
     /// Ends the story.
     pub fn end(&mut self, cx: &Context<'_>) {
-        self.record_span(Span::Total, cx.now.since(self.accepted_at), cx);
+        self.marked_at = cx.now;
+        cx.counters.span(Span::Total).observe(self.total());
     }
 
-    /// The access-log record.
+    /// From the accept to the last mark, which is the end once that has been told.
+    fn total(&self) -> Duration {
+        self.marked_at.since(self.accepted_at)
+    }
+
+    /// The access-log record of a story that has ended.
     pub fn into_record(self, worker: u16, reason: CloseReason) -> Record {
-        let [client_hello_nanos, handshake_nanos, queue_nanos, connect_nanos, total_nanos] =
-            self.spans;
+        let [client_hello_nanos, handshake_nanos, queue_nanos, connect_nanos] = self.spans;
+        let total_nanos = nanos(self.total());
         Record {
             worker,
             listener: self.listener,
@@ -153,4 +157,8 @@ impl Story {
             total_nanos,
         }
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

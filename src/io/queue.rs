@@ -13,8 +13,8 @@ use crate::io::buffer::Pool;
 #[derive(Debug, Default)]
 pub struct Queue {
     waiting: VecDeque<Buffer>,
-    waiting_bytes: usize,
-    sending_bytes: usize,
+    waiting_bytes: u32,
+    sending_bytes: u32,
     /// Bytes taken since the last [`Queue::mark`].
     taken: u32,
     /// Something has waited ever since the last [`Queue::mark`].
@@ -26,7 +26,7 @@ pub struct Queue {
 impl Queue {
     /// Bytes appended and not yet taken by the socket.
     pub fn pending(&self) -> usize {
-        self.waiting_bytes + self.sending_bytes
+        (self.waiting_bytes + self.sending_bytes) as usize
     }
 
     /// Everything appended has left.
@@ -80,7 +80,7 @@ impl Queue {
         let mut buffer = pool.take();
         let appended = buffer.append(bytes);
         assert!(appended == bytes.len(), "prepended more than a buffer holds");
-        self.waiting_bytes += appended;
+        self.waiting_bytes += count(appended);
         self.waiting.push_front(buffer);
     }
 
@@ -104,7 +104,7 @@ impl Queue {
         assert!(last.spare().len() >= room, "more room wanted than a buffer has");
         let written = fill(last.spare());
         last.fill(written);
-        self.waiting_bytes += written;
+        self.waiting_bytes += count(written);
         // A buffer in which nothing came to wait goes back at once.
         if last.is_empty()
             && let Some(empty) = self.waiting.pop_back()
@@ -120,7 +120,7 @@ impl Queue {
             return None;
         }
         let buffer = self.waiting.pop_front()?;
-        self.sending_bytes = buffer.unsent().len();
+        self.sending_bytes = count(buffer.unsent().len());
         self.waiting_bytes -= self.sending_bytes;
         debug_assert!(self.sending_bytes > 0, "an empty buffer was queued");
         Some(buffer)
@@ -128,14 +128,18 @@ impl Queue {
 
     /// A buffer that [`Queue::take`] gave out comes back with `sent` of its bytes taken.
     pub fn sent(&mut self, mut buffer: Buffer, sent: usize, pool: &mut Pool) {
-        debug_assert_eq!(buffer.unsent().len(), self.sending_bytes, "another buffer came back");
+        debug_assert_eq!(
+            count(buffer.unsent().len()),
+            self.sending_bytes,
+            "another buffer came back"
+        );
         buffer.advance(sent);
         self.sending_bytes = 0;
-        self.taken = self.taken.saturating_add(u32::try_from(sent).unwrap_or(u32::MAX));
+        self.taken = self.taken.saturating_add(count(sent));
         if buffer.is_empty() {
             pool.give(buffer);
         } else {
-            self.waiting_bytes += buffer.unsent().len();
+            self.waiting_bytes += count(buffer.unsent().len());
             self.waiting.push_front(buffer);
         }
         self.has_waited &= !self.is_empty();
@@ -178,6 +182,11 @@ impl Queue {
         }
         self.waiting = VecDeque::new();
     }
+}
+
+/// Bytes of a buffer; a connection has two queues, and their counters are half as large this way.
+fn count(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ pub struct Agreed {
     /// The client goes on with an earlier session.
     pub resumed: bool,
     /// The client's certificate, verified; `None`: it showed none.
-    pub client_certificate: Option<ClientCertificate>,
+    pub client_certificate: Option<Box<ClientCertificate>>,
 }
 
 /// Where a session's bytes go.
@@ -398,7 +398,7 @@ impl Agreed {
             group: group(tls),
             alpn: tls.alpn_protocol().map(Box::from),
             resumed,
-            client_certificate: certificate.map(|der| ClientCertificate::new(der, resumed)),
+            client_certificate: certificate.map(|der| ClientCertificate::new(der, resumed).into()),
         }
     }
 }

@@ -4,59 +4,66 @@
 /// Entries of a page; one bit of a word each.
 const PAGE: u32 = u64::BITS;
 
+/// Nothing but entries: of 16, 24 or 32 bytes each, they fill one of the allocator's sizes.
+type Page<T> = Box<[T; PAGE as usize]>;
+
 /// Entries by slot number; one that is not in use takes no memory unless a neighbour is.
 #[derive(Debug)]
 pub struct Paged<T> {
-    pages: Vec<Option<Box<Page<T>>>>,
+    places: Vec<Place<T>>,
     /// One empty page is kept, so that a slot that comes and goes allocates nothing.
-    spare: Option<Box<Page<T>>>,
+    spare: Option<Page<T>>,
 }
 
+/// A page's place, and which of its slots are in use: one bit each.
 #[derive(Debug)]
-struct Page<T> {
-    /// One bit per entry in use.
+struct Place<T> {
     used: u64,
-    entries: [T; PAGE as usize],
+    page: Option<Page<T>>,
 }
 
-impl<T: Default> Page<T> {
-    fn new() -> Self {
-        Self { used: 0, entries: std::array::from_fn(|_| T::default()) }
+impl<T> Place<T> {
+    const EMPTY: Self = Self { used: 0, page: None };
+
+    fn has(&self, slot: u32) -> bool {
+        self.used >> (slot % PAGE) & 1 == 1
     }
 }
 
 impl<T: Default> Paged<T> {
     /// Nothing in use; slots below `slots` never make the list of pages grow.
     pub fn with_capacity(slots: u32) -> Self {
-        Self { pages: Vec::with_capacity(slots.div_ceil(PAGE) as usize), spare: None }
+        Self { places: Vec::with_capacity(slots.div_ceil(PAGE) as usize), spare: None }
     }
 
     /// The entry of a slot in use.
     pub fn get(&self, slot: u32) -> Option<&T> {
-        let page = self.pages.get((slot / PAGE) as usize)?.as_ref()?;
-        let entry = page.entries.get((slot % PAGE) as usize)?;
-        (page.used >> (slot % PAGE) & 1 == 1).then_some(entry)
+        let place = self.places.get((slot / PAGE) as usize)?;
+        let entry = place.page.as_ref()?.get((slot % PAGE) as usize)?;
+        place.has(slot).then_some(entry)
     }
 
     /// The entry of a slot in use, to be changed.
     pub fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
-        let page = self.pages.get_mut((slot / PAGE) as usize)?.as_mut()?;
-        let entry = page.entries.get_mut((slot % PAGE) as usize)?;
-        (page.used >> (slot % PAGE) & 1 == 1).then_some(entry)
+        let place = self.places.get_mut((slot / PAGE) as usize)?;
+        let is_used = place.has(slot);
+        let entry = place.page.as_mut()?.get_mut((slot % PAGE) as usize)?;
+        is_used.then_some(entry)
     }
 
     /// The entry of a slot, which is in use from now on.
     pub fn entry(&mut self, slot: u32) -> &mut T {
         let number = (slot / PAGE) as usize;
-        if self.pages.len() <= number {
-            self.pages.resize_with(number + 1, || None);
+        if self.places.len() <= number {
+            self.places.resize_with(number + 1, || Place::EMPTY);
         }
-        let Some(place) = self.pages.get_mut(number) else { unreachable!("made just now") };
+        let Some(place) = self.places.get_mut(number) else { unreachable!("made just now") };
+        place.used |= 1 << (slot % PAGE);
         let spare = &mut self.spare;
-        let page =
-            place.get_or_insert_with(|| spare.take().unwrap_or_else(|| Box::new(Page::new())));
-        page.used |= 1 << (slot % PAGE);
-        let Some(entry) = page.entries.get_mut((slot % PAGE) as usize) else {
+        let page = place.page.get_or_insert_with(|| {
+            spare.take().unwrap_or_else(|| Box::new(std::array::from_fn(|_| T::default())))
+        });
+        let Some(entry) = page.get_mut((slot % PAGE) as usize) else {
             unreachable!("a remainder is below its divisor")
         };
         entry
@@ -65,24 +72,20 @@ impl<T: Default> Paged<T> {
     /// Takes out what a slot had; it is no longer in use.
     pub fn remove(&mut self, slot: u32) -> Option<T> {
         let entry = std::mem::take(self.get_mut(slot)?);
-        let place = self.pages.get_mut((slot / PAGE) as usize)?;
-        let page = place.as_mut()?;
-        page.used &= !(1 << (slot % PAGE));
-        if page.used == 0 {
-            self.spare = place.take();
+        let place = self.places.get_mut((slot / PAGE) as usize)?;
+        place.used &= !(1 << (slot % PAGE));
+        if place.used == 0 {
+            self.spare = place.page.take();
         }
         Some(entry)
     }
 
     /// Every slot in use.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        self.pages.iter().zip(0_u32..).flat_map(|(page, number)| {
-            page.iter().flat_map(move |page| {
-                let slots = page.entries.iter().zip(number * PAGE..);
-                slots
-                    .filter(|(_, slot)| page.used >> (slot % PAGE) & 1 == 1)
-                    .map(|(entry, slot)| (slot, entry))
-            })
+        self.places.iter().zip(0_u32..).flat_map(|(place, number)| {
+            let entries = place.page.iter().flat_map(|page| page.iter());
+            let slots = entries.zip(number * PAGE..).filter(|(_, slot)| place.has(*slot));
+            slots.map(|(entry, slot)| (slot, entry))
         })
     }
 }
@@ -125,7 +128,7 @@ mod tests {
         for slot in (0..10 * PAGE).filter(|slot| *slot != 3 * PAGE + 5) {
             paged.remove(slot);
         }
-        assert_eq!(paged.pages.iter().flatten().count(), 1);
+        assert_eq!(paged.places.iter().filter(|place| place.page.is_some()).count(), 1);
         assert_eq!(paged.iter().collect::<Vec<_>>(), [(3 * PAGE + 5, &(3 * PAGE + 5))]);
     }
 }
