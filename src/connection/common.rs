@@ -18,7 +18,6 @@ use crate::worker::snapshot::Local;
 
 use super::context::Context;
 use super::in_flight::{self, InFlight};
-use super::pace;
 use super::story::Story;
 use super::{Delivery, Event};
 use crate::io::queue::Queue;
@@ -65,8 +64,8 @@ pub struct Common {
     /// A permit of the server in the story is ours.
     holds_permit: bool,
     deadline: Time,
-    /// The earliest time at which the worker's wheel will call, if it holds us.
-    timer_at: Option<Time>,
+    /// The earliest time at which the worker's wheel will call; never: it does not hold us.
+    timer_at: Time,
     timer_wanted: bool,
 }
 
@@ -91,10 +90,10 @@ impl Common {
             in_flight: InFlight::default(),
             cancelled: InFlight::default(),
             resting: false,
-            judged_at: pace::NEVER,
+            judged_at: Time::NEVER,
             holds_permit: false,
             deadline: now,
-            timer_at: None,
+            timer_at: Time::NEVER,
             timer_wanted: false,
         }
     }
@@ -179,8 +178,6 @@ impl Common {
         if let Some(session) = &mut self.session {
             session.rest();
         }
-        self.inbound.rest();
-        self.outbound.rest();
         for side in [Side::Client, Side::Server] {
             let socket = self.socket(side);
             if socket.open && !socket.read_ended {
@@ -344,28 +341,29 @@ impl Common {
     /// Sets the deadline.
     pub fn set_deadline_at(&mut self, deadline: Time) {
         self.deadline = deadline;
-        if self.timer_at.is_none_or(|at| self.deadline < at) {
-            self.timer_at = Some(self.deadline);
+        if self.deadline < self.timer_at {
+            self.timer_at = self.deadline;
             self.timer_wanted = true;
         }
     }
 
     /// The wheel has called: it no longer holds us.
     pub(super) fn timer_fired(&mut self) {
-        self.timer_at = None;
+        self.timer_at = Time::NEVER;
     }
 
     /// Makes sure that the wheel calls at the deadline at the latest.
     pub(super) fn rearm_timer(&mut self) {
-        if self.timer_at.is_none() {
-            self.timer_at = Some(self.deadline);
+        if self.timer_at == Time::NEVER {
+            self.timer_at = self.deadline;
             self.timer_wanted = true;
         }
     }
 
     /// When the wheel must call, if that is not arranged.
     pub(super) fn take_timer(&mut self) -> Option<Time> {
-        std::mem::take(&mut self.timer_wanted).then_some(self.timer_at).flatten()
+        let wanted = std::mem::take(&mut self.timer_wanted);
+        (wanted && self.timer_at != Time::NEVER).then_some(self.timer_at)
     }
 
     /// The last completion of an operation has come.
@@ -480,7 +478,7 @@ impl Common {
 
     /// Something will happen: an operation completes or the timer calls.
     pub(super) fn expects_something(&self) -> bool {
-        !self.in_flight.is_empty() || self.timer_at.is_some()
+        !self.in_flight.is_empty() || self.timer_at != Time::NEVER
     }
 
     /// Gives the buffers back.
@@ -504,7 +502,7 @@ impl Common {
             assert!(!armed.iter().all(|kind| self.in_flight.has(*kind)), "{side:?} waits twice");
         }
         if self.is_resting() {
-            assert!(self.inbound.is_resting() && self.outbound.is_resting(), "a buffer at rest");
+            assert!(self.inbound.is_empty() && self.outbound.is_empty(), "a buffer at rest");
             // One that ends has no session any more.
             let session = self.session.as_ref();
             assert!(session.is_none_or(|session| session.is_resting()), "a cipher at rest");

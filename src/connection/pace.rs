@@ -16,9 +16,6 @@ use crate::telemetry::labels::CloseReason;
 use super::common::Common;
 use super::context::Context;
 
-/// Nothing is judged.
-pub(super) const NEVER: Time = Time(u64::MAX);
-
 impl Common {
     /// Whether bytes are kept that a peer has to take, or to complete.
     fn keeps_bytes(&self) -> bool {
@@ -29,8 +26,8 @@ impl Common {
     /// Begins a span if something is kept and none has begun; ends it if nothing is.
     pub(super) fn watch(&mut self, cx: &Context<'_>) {
         if !self.keeps_bytes() {
-            self.judged_at = NEVER;
-        } else if self.judged_at == NEVER {
+            self.judged_at = Time::NEVER;
+        } else if self.judged_at == Time::NEVER {
             self.inbound.mark();
             self.outbound.mark();
             if let Some(session) = &mut self.session {
@@ -42,7 +39,7 @@ impl Common {
 
     /// Forgets the span: what waited until now had to wait for us.
     pub(super) fn watch_anew(&mut self) {
-        self.judged_at = NEVER;
+        self.judged_at = Time::NEVER;
     }
 
     /// At the end of a span: why the connection has to end, if it has to. Else the next one begins.

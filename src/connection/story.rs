@@ -50,8 +50,8 @@ pub struct Story {
     pub outbound_bytes: u64,
     accepted_at: Time,
     marked_at: Time,
-    /// Nanoseconds of [`RECORDED`].
-    spans: [u64; RECORDED.len()],
+    /// Microseconds of [`RECORDED`], up to 71 minutes each.
+    spans: [u32; RECORDED.len()],
 }
 
 impl Story {
@@ -106,7 +106,8 @@ impl Story {
         let recorded = RECORDED.iter().zip(&mut self.spans).find(|(one, _)| **one == span);
         if let Some((_, sum)) = recorded {
             // A client may stand in line twice.
-            *sum = sum.saturating_add(nanos(duration));
+            let more = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
+            *sum = sum.saturating_add(more);
         }
     }
 
@@ -130,8 +131,9 @@ impl Story {
 
     /// The access-log record of a story that has ended.
     pub fn into_record(self, worker: u16, reason: CloseReason) -> Record {
-        let [client_hello_nanos, handshake_nanos, queue_nanos, connect_nanos] = self.spans;
-        let total_nanos = nanos(self.total());
+        let [client_hello_nanos, handshake_nanos, queue_nanos, connect_nanos] =
+            self.spans.map(|micros| u64::from(micros) * 1000);
+        let total_nanos = u64::try_from(self.total().as_nanos()).unwrap_or(u64::MAX);
         Record {
             worker,
             listener: self.listener,
@@ -157,8 +159,4 @@ impl Story {
             total_nanos,
         }
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

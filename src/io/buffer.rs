@@ -10,18 +10,21 @@ struct Contents {
     memory: Box<[u8]>,
     sent: usize,
     filled: usize,
+    /// In a [`Chain`]: the next.
+    behind: Chain,
 }
 
 impl Buffer {
     /// A new buffer of [`SEND_BUFFER_BYTES`]; a worker takes one from its [`Pool`] instead.
     pub fn allocate() -> Self {
         let memory = vec![0; SEND_BUFFER_BYTES].into_boxed_slice();
-        Self(Box::new(Contents { memory, sent: 0, filled: 0 }))
+        Self(Box::new(Contents { memory, sent: 0, filled: 0, behind: Chain::default() }))
     }
 
     /// A buffer that holds `bytes` and has no room for more.
     fn holding(bytes: &[u8]) -> Self {
-        Self(Box::new(Contents { memory: bytes.into(), sent: 0, filled: bytes.len() }))
+        let (memory, filled) = (bytes.into(), bytes.len());
+        Self(Box::new(Contents { memory, sent: 0, filled, behind: Chain::default() }))
     }
 
     /// Bytes not sent yet.
@@ -86,6 +89,57 @@ impl std::fmt::Debug for Buffer {
             .field("sent", &self.0.sent)
             .field("filled", &self.0.filled)
             .finish_non_exhaustive()
+    }
+}
+
+/// A few buffers in order, in one word and no memory besides theirs: each has the next one. The end
+/// is found by walking, since a connection's queue is rarely longer than two.
+#[derive(Debug, Default)]
+pub struct Chain(Option<Buffer>);
+
+impl Chain {
+    /// No buffer.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// The last buffer.
+    pub fn back_mut(&mut self) -> Option<&mut Buffer> {
+        let mut last = self.0.as_mut()?;
+        while !last.0.behind.is_empty() {
+            last = last.0.behind.0.as_mut()?;
+        }
+        Some(last)
+    }
+
+    /// Puts a buffer before all others.
+    pub fn push_front(&mut self, mut buffer: Buffer) {
+        buffer.0.behind = std::mem::take(self);
+        self.0 = Some(buffer);
+    }
+
+    /// Puts a buffer behind all others.
+    pub fn push_back(&mut self, buffer: Buffer) {
+        match self.back_mut() {
+            Some(last) => last.0.behind.0 = Some(buffer),
+            None => self.0 = Some(buffer),
+        }
+    }
+
+    /// Takes the first buffer out.
+    pub fn pop_front(&mut self) -> Option<Buffer> {
+        let mut first = self.0.take()?;
+        *self = std::mem::take(&mut first.0.behind);
+        Some(first)
+    }
+
+    /// Takes the last buffer out.
+    pub fn pop_back(&mut self) -> Option<Buffer> {
+        let mut last = self;
+        while last.0.as_ref().is_some_and(|buffer| !buffer.0.behind.is_empty()) {
+            last = &mut last.0.as_mut()?.0.behind;
+        }
+        last.0.take()
     }
 }
 
@@ -158,6 +212,26 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chain_gives_its_buffers_back_in_order_from_both_ends() {
+        let mut chain = Chain::default();
+        let buffer = |name: u8| Buffer::holding(&[name]);
+        assert!(chain.pop_back().is_none() && chain.back_mut().is_none());
+        chain.push_back(buffer(2));
+        chain.push_front(buffer(1));
+        chain.push_back(buffer(3));
+        chain.push_back(buffer(4));
+        assert_eq!(chain.back_mut().unwrap().unsent(), [4]);
+        assert_eq!(chain.pop_back().unwrap().unsent(), [4]);
+        for name in 1..=3 {
+            let first = chain.pop_front().unwrap();
+            assert_eq!(first.unsent(), [name]);
+            assert!(first.0.behind.is_empty());
+        }
+        assert!(chain.is_empty() && chain.pop_front().is_none());
+        assert_eq!(size_of::<Chain>(), size_of::<usize>());
+    }
 
     #[test]
     fn thousands_of_last_words_wait_in_little_memory() {

@@ -1,9 +1,7 @@
 //! One direction's bytes between the socket they came from and the socket they leave by.
 
-use std::collections::VecDeque;
-
 use crate::io::Buffer;
-use crate::io::buffer::Pool;
+use crate::io::buffer::{Chain, Pool};
 
 /// Pooled buffers in order, of which the first may be with the [`crate::io::Io`] right now.
 ///
@@ -12,7 +10,7 @@ use crate::io::buffer::Pool;
 /// [`crate::limits::QUEUE_HIGH_WATER_BYTES`]; ARCHITECTURE.md gives the bound that follows.
 #[derive(Debug, Default)]
 pub struct Queue {
-    waiting: VecDeque<Buffer>,
+    waiting: Chain,
     waiting_bytes: u32,
     sending_bytes: u32,
     /// Bytes taken since the last [`Queue::mark`].
@@ -161,18 +159,6 @@ impl Queue {
         self.has_waited && u64::from(self.taken) < least
     }
 
-    /// Gives back the memory of a queue in which nothing waits.
-    pub fn rest(&mut self) {
-        if self.waiting.is_empty() {
-            self.waiting = VecDeque::new();
-        }
-    }
-
-    /// Whether nothing waits and no memory is kept for what may.
-    pub fn is_resting(&self) -> bool {
-        self.is_empty() && self.waiting.capacity() == 0
-    }
-
     /// Throws away what waits. What is being sent comes back through [`Queue::sent`] first.
     pub fn discard(&mut self, pool: &mut Pool) {
         self.waiting_bytes = 0;
@@ -180,7 +166,6 @@ impl Queue {
         while let Some(buffer) = self.waiting.pop_front() {
             pool.give(buffer);
         }
-        self.waiting = VecDeque::new();
     }
 }
 

@@ -8,6 +8,9 @@ use std::time::Duration;
 pub struct Time(pub u64);
 
 impl Time {
+    /// Later than anything that happens.
+    pub const NEVER: Self = Self(u64::MAX);
+
     /// How long after `earlier`; zero when it is not.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

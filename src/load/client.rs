@@ -146,7 +146,6 @@ impl Client {
         if let Some(session) = &mut self.session {
             session.rest();
         }
-        self.outbound.rest();
         self.cancel(Kind::RecvServer, Kind::CancelRecvServer, cx);
         self.go_on(cx);
     }

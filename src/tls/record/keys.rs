@@ -55,7 +55,7 @@ pub(super) struct Keys {
     /// The sequence number of the next record.
     next: u64,
     /// Made by the first record after a rest: 140 ns and 584 bytes.
-    context: Option<LessSafeKey>,
+    context: Option<Box<LessSafeKey>>,
 }
 
 impl Keys {
@@ -193,9 +193,9 @@ impl Keys {
         if self.context.is_none() {
             let algorithm = self.cipher.algorithm();
             let key = self.key.as_ref().get(..algorithm.key_len()).ok_or(Unspecified)?;
-            self.context = Some(LessSafeKey::new(UnboundKey::new(algorithm, key)?));
+            self.context = Some(LessSafeKey::new(UnboundKey::new(algorithm, key)?).into());
         }
-        self.context.as_ref().ok_or(Unspecified)
+        self.context.as_deref().ok_or(Unspecified)
     }
 
     /// As if `next` records had gone before.
