@@ -6,6 +6,10 @@ use serde_json::Value;
 
 /// A summary of `portcullis load hold`, and the server's memory afterwards.
 pub(crate) struct Account<'a> {
+    pub(crate) waves: u32,
+    /// Of all waves.
+    pub(crate) lost: u64,
+    /// Of the last wave.
     pub(crate) summary: &'a Value,
     /// Bytes before the first client, behind the first clients, and behind all.
     pub(crate) server: [u64; 3],
@@ -35,7 +39,7 @@ impl fmt::Display for Account<'_> {
             float("/connect_seconds"),
             get("/measured/operations"),
             float("/measured/seconds"),
-            lost(self.summary),
+            self.lost,
         )?;
         writeln!(
             f,
@@ -53,6 +57,13 @@ impl fmt::Display for Account<'_> {
             let before = get(&format!("/memory/{part}_before"));
             let with = get(&format!("/memory/{part}_with")).saturating_sub(before);
             writeln!(f, "{what:44} {with:14} {:16.0}", with as f64 / open as f64)?;
+        }
+        if self.waves > 1 {
+            writeln!(
+                f,
+                "\nall of this was the last of {} waves; lost are those of all",
+                self.waves
+            )?;
         }
         let [fresh, warm, after] = self.server;
         let to = |start: u64| 100.0 * (after as f64 / start.max(1) as f64 - 1.0);

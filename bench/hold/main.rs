@@ -53,6 +53,9 @@ struct Options {
     /// How long the connections are held.
     #[arg(long, default_value = "5m")]
     duration: String,
+    /// How often so many come and go, one wave behind the other; the account is the last one's.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    waves: u32,
     /// Also writes the account into its section of this file, which is `bench/RESULTS.md`.
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
@@ -112,23 +115,28 @@ fn run(mut options: Options) -> Result<bool> {
     fs::write(&config, text)?;
     let mut server = start(&config, address)?;
     let settle = if options.connections > 1000 { SETTLE } else { Duration::from_secs(1) };
-    let fresh = process::pss_bytes(server.id());
+    let fresh = settled(server.id(), settle);
     // Not while the load generator runs: pages of the program that both share would count half.
     let held = warm_up(&room, address).and_then(|()| {
         let warm = settled(server.id(), settle)?;
-        Ok((warm, hold(&options, &room, address, server.id())?))
+        let (mut lost, mut held) = (0, Value::Null);
+        for _ in 0..options.waves {
+            held = hold(&options, &room, address, server.id())?;
+            lost += account::lost(&held);
+        }
+        Ok((warm, lost, held))
     });
     let after = held.is_ok().then(|| settled(server.id(), settle)).transpose()?;
     stop(&mut server)?;
-    let (warm, held) = held?;
+    let (warm, lost, held) = held?;
     let server = [fresh?, warm, after.unwrap_or(0)];
-    let account = account::Account { summary: &held, server };
+    let account = account::Account { waves: options.waves, lost, summary: &held, server };
     print!("{account}");
     if let Some(path) = &options.results {
         let text = format!("{}\n\n{room}\n\n```text\n{account}```", report::machine()?);
         report::replace_section(path, &format!("hold {}", options.connect.key()), &text)?;
     }
-    Ok(account::lost(&held) == 0)
+    Ok(lost == 0)
 }
 
 fn configuration(

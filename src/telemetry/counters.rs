@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::histogram::Histogram;
 use super::labels::{
-    CloseReason, Group, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
-    ResumptionKind, ResumptionResult, Span, State, Suite, Version,
+    CloseReason, GivingWay, Group, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label,
+    Limit, ResumptionKind, ResumptionResult, Span, State, Suite, Version,
 };
 
 /// One number with one writer.
@@ -95,6 +95,8 @@ pub struct Counters {
     pub cached_sessions: Counter,
     /// Gauge: bytes of these.
     pub cached_bytes: Counter,
+    /// Gauge: operations that give way to others.
+    pub operations_waiting: ByLabel<{ GivingWay::COUNT }>,
     /// Gauge: steps of handshakes that wait for the processor.
     pub handshake_queue: ByLabel<{ HandshakeQueue::COUNT }>,
     /// How long steps of handshakes waited for the processor.

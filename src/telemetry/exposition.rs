@@ -16,8 +16,8 @@ use super::counters::{ByLabel, Counter, Counters};
 use super::histogram::{BOUNDS_NANOS, Histogram};
 use super::kernel::{Kernel, Socket};
 use super::labels::{
-    CloseReason, Group, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
-    ResumptionKind, ResumptionResult, Span, State, Suite, Version,
+    CloseReason, GivingWay, Group, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label,
+    Limit, ResumptionKind, ResumptionResult, Span, State, Suite, Version,
 };
 use super::names::{self, Kind, Metric, Unit};
 
@@ -215,6 +215,7 @@ fn encode_connections(page: &mut Page<'_, '_>) -> fmt::Result {
     page.histograms::<HandshakeQueue>(&names::HANDSHAKE_WAITS, Counters::handshake_wait)?;
     page.steps(&names::HANDSHAKE_STEPS, |[steps, _], key| float(steps.of(key).get()))?;
     page.steps(&names::HANDSHAKE_CPU, |[_, nanos], key| seconds(nanos.of(key).get()))?;
+    page.gauges::<GivingWay, _>(&names::OPERATIONS_WAITING, |c| &c.operations_waiting)?;
     page.resumptions(&names::RESUMPTIONS)?;
     page.counter(&names::TICKETS, |c| c.tickets.get())?;
     page.counter(&names::SESSIONS, |c| c.sessions.get())?;

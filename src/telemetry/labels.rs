@@ -275,6 +275,18 @@ labels! {
 }
 
 labels! {
+    /// Operations that give way to others for a turn or more.
+    GivingWay {
+        /// Receives of streams, which bring as much as a buffer holds.
+        Streams = "streams",
+        /// What is for clients that come or shake hands, while kept connections have traffic.
+        Beginning = "beginning",
+        /// What ends connections.
+        Ending = "ending",
+    }
+}
+
+labels! {
     /// What a step of a handshake was.
     HandshakeStep {
         /// The first of a full handshake: key exchange and signature.

@@ -209,6 +209,9 @@ impl<I: Io> Worker<I> {
         self.fetch_permits();
         let kept_busy = self.is_kept_busy();
         self.outbox.submit(&mut self.io, kept_busy);
+        for (queue, waiting) in self.outbox.waiting() {
+            self.counters.operations_waiting.of(queue).set(waiting as u64);
+        }
 
         let busy = self.io.now().since(woken);
         let busy = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);

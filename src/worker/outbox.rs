@@ -16,6 +16,7 @@ use crate::limits::{
     BEGINNING_PER_TURN, COMPLETIONS_KEPT, ENDING_PER_TURN, ENDING_PER_TURN_BUSY,
     STREAM_RECEIVES_PER_TURN,
 };
+use crate::telemetry::labels::GivingWay;
 
 /// Whom an operation is for: who goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,15 @@ impl Outbox {
     pub fn is_empty(&self) -> bool {
         let Self { now, streams, beginning, ending } = self;
         now.is_empty() && [streams, beginning, ending].iter().all(|queue| queue.is_empty())
+    }
+
+    /// How many operations wait for a later turn, between two turns.
+    pub fn waiting(&self) -> [(GivingWay, usize); GivingWay::COUNT] {
+        [
+            (GivingWay::Streams, self.streams.len()),
+            (GivingWay::Beginning, self.beginning.len()),
+            (GivingWay::Ending, self.ending.len()),
+        ]
     }
 
     /// The turn ends: submits what it may. That are [`STREAM_RECEIVES_PER_TURN`] streams' receives,
@@ -252,6 +262,10 @@ mod tests {
         let count = |kind| first.iter().filter(|(_, one)| *one == kind).count();
         assert_eq!(count(Kind::Accept), BEGINNING_PER_TURN);
         assert_eq!(count(Kind::CloseClient), ENDING_PER_TURN_BUSY);
+        let (beginning, ending) = (100 - BEGINNING_PER_TURN, 100 - ENDING_PER_TURN_BUSY);
+        let waiting = [GivingWay::Streams, GivingWay::Beginning, GivingWay::Ending];
+        let waiting: Vec<_> = waiting.into_iter().zip([0, beginning, ending]).collect();
+        assert_eq!(outbox.waiting().to_vec(), waiting);
 
         let second = submitted(&mut outbox, false);
         assert_eq!(second.len(), 100 - BEGINNING_PER_TURN + ENDING_PER_TURN, "nobody is kept");

@@ -9,7 +9,7 @@ use portcullis::limits::{
     STREAM_RECEIVES_PER_TURN,
 };
 use portcullis::telemetry::labels::{
-    CloseReason, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
+    CloseReason, GivingWay, HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Label, Limit,
 };
 use portcullis::telemetry::record::Record;
 
@@ -458,6 +458,9 @@ fn nobody_waits_for_all_of_those_who_come_and_go_together() {
         assert_eq!(timed_out, 100);
         let record = outcome.records[0].as_ref().expect("it was accepted");
         assert_eq!(record.reason, CloseReason::Finished);
+        for queue in GivingWay::ALL {
+            assert_eq!(outcome.counters.operations_waiting.of(*queue).get(), 0, "{queue}");
+        }
         outcome.most_started
     };
     // The first accepts are armed while nobody is there.

@@ -97,6 +97,7 @@ fn label_values_come_from_the_closed_sets_and_all_of_them_are_there() {
         ("limit", labels_of::<Limit>()),
         ("stage", labels_of::<Span>()),
         ("queue", labels_of::<HandshakeQueue>()),
+        ("rank", labels_of::<GivingWay>()),
         ("step", labels_of::<HandshakeStep>()),
         ("key", labels_of::<KeyType>()),
         ("kind", labels_of::<ResumptionKind>()),

@@ -126,7 +126,7 @@ fn a_plan_that_does_not_fit_ram_is_refused_with_what_would() {
     assert_eq!(apply.status.code(), Some(78));
     assert_eq!(tree.read("proc/sys/net/core/somaxconn"), "4096");
     // A smaller connection fits more often.
-    let lean = ["plan", "--connections", &more, "--memory-per-connection", "1KiB"];
+    let lean = ["plan", "--connections", &more, "--memory-per-connection", "512B"];
     assert_eq!(tune(tree.path(), &lean).status.code(), Some(0));
 }
 
