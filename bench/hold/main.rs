@@ -29,7 +29,7 @@ use support::work::{REQUEST, Work};
 use support::{Result, free_address};
 
 /// What the kernel and the allocator have to give memory back when all connections have ended.
-const SETTLE: Duration = Duration::from_secs(20);
+const SETTLE: Duration = Duration::from_secs(30);
 /// Clients that come and go before those that are held.
 const WARM_UP_PER_WORKER: u64 = 100;
 /// What the server may take to start, and to end.
