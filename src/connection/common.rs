@@ -502,7 +502,7 @@ impl Common {
             assert!(!armed.iter().all(|kind| self.in_flight.has(*kind)), "{side:?} waits twice");
         }
         if self.is_resting() {
-            assert!(self.inbound.is_empty() && self.outbound.is_empty(), "a buffer at rest");
+            assert!(self.inbound.is_resting() && self.outbound.is_resting(), "a buffer at rest");
             // One that ends has no session any more.
             let session = self.session.as_ref();
             assert!(session.is_none_or(|session| session.is_resting()), "a cipher at rest");

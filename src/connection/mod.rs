@@ -318,6 +318,9 @@ impl Connection {
             done || self.common.expects_something(),
             "a connection that waits for nothing will never end: {self:?}"
         );
+        let ends = done || matches!(self.stage, Stage::Close(_));
+        let rests = self.common.is_resting();
+        assert!(ends || !rests || self.common.session.is_some(), "rests without a session");
     }
 
     fn handle(&mut self, event: Event<'_>, cx: &mut Context<'_>) {

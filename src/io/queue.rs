@@ -159,6 +159,11 @@ impl Queue {
         self.has_waited && u64::from(self.taken) < least
     }
 
+    /// Nothing waits, and no buffer is kept for what may.
+    pub fn is_resting(&self) -> bool {
+        self.is_empty() && self.waiting.is_empty()
+    }
+
     /// Throws away what waits. What is being sent comes back through [`Queue::sent`] first.
     pub fn discard(&mut self, pool: &mut Pool) {
         self.waiting_bytes = 0;

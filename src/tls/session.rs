@@ -398,7 +398,8 @@ impl Agreed {
             group: group(tls),
             alpn: tls.alpn_protocol().map(Box::from),
             resumed,
-            client_certificate: certificate.map(|der| ClientCertificate::new(der, resumed).into()),
+            client_certificate: certificate
+                .map(|der| Box::new(ClientCertificate::new(der, resumed))),
         }
     }
 }

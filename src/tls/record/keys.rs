@@ -193,7 +193,7 @@ impl Keys {
         if self.context.is_none() {
             let algorithm = self.cipher.algorithm();
             let key = self.key.as_ref().get(..algorithm.key_len()).ok_or(Unspecified)?;
-            self.context = Some(LessSafeKey::new(UnboundKey::new(algorithm, key)?).into());
+            self.context = Some(Box::new(LessSafeKey::new(UnboundKey::new(algorithm, key)?)));
         }
         self.context.as_deref().ok_or(Unspecified)
     }
