@@ -12,6 +12,7 @@ use crate::limits::{
 };
 use crate::telemetry::labels::Limit;
 use crate::tls::failure::Failure;
+use crate::tls::first_step::Returned;
 use crate::tls::session::{Session, Sinks};
 use crate::tls::terms::Terms;
 use crate::worker::snapshot::Local;
@@ -300,6 +301,20 @@ impl Common {
         if result.is_ok() && session.client_closed() {
             self.inbound.end();
         }
+        result
+    }
+
+    /// The session comes back from where a step of the handshake was done.
+    ///
+    /// # Errors
+    /// What broke the session; its alert is in `outbound`.
+    pub fn take_back(&mut self, back: Returned, cx: &mut Context<'_>) -> Result<(), Failure> {
+        let Returned { session, records, result } = back;
+        self.outbound.append(&records, cx.pool);
+        if result.is_ok() && session.client_closed() {
+            self.inbound.end();
+        }
+        self.session = Some(session);
         result
     }
 

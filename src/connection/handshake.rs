@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use crate::config::Refuse;
-use crate::io::{Kind, Operation, Side};
+use crate::io::{Kind, Operation, Side, Task};
 use crate::limits::PARTIAL_HANDSHAKE_BYTES_MAX;
 use crate::telemetry::labels::{
     HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Limit, Span,
 };
 use crate::tls::failure::Failure;
+use crate::tls::first_step::FirstStep;
 use crate::tls::hello;
 use crate::tls::resolver;
 use crate::tls::resumption::bridge::{self, Attempt};
@@ -19,7 +20,7 @@ use super::close::Close;
 use super::common::Common;
 use super::context::Context;
 use super::first_byte::FirstByte;
-use super::{Event, Stage};
+use super::{Event, Stage, Stepped};
 
 /// The `ClientHello` is complete, and the handshake is not.
 ///
@@ -33,8 +34,10 @@ pub struct Handshake {
     queue: HandshakeQueue,
     /// What has come and waits for a step.
     pending: Vec<u8>,
-    /// A step is asked for.
+    /// A step is asked for, or done elsewhere.
     waits: bool,
+    /// The session is where the step is done.
+    is_away: bool,
     /// The client has ended its side behind what is pending.
     ended: bool,
 }
@@ -48,7 +51,14 @@ impl Handshake {
         common: &mut Common,
         cx: &mut Context<'_>,
     ) -> Stage {
-        let this = Self { attempt, queue, pending: Vec::new(), waits: false, ended: false };
+        let this = Self {
+            attempt,
+            queue,
+            pending: Vec::new(),
+            waits: false,
+            is_away: false,
+            ended: false,
+        };
         Box::new(this).received(hello, common, cx)
     }
 
@@ -61,7 +71,7 @@ impl Handshake {
         match event {
             Event::Received(_, bytes) => self.received(bytes.to_vec(), common, cx),
             // Its Finished may be among what waits, and all that it wanted to say behind that.
-            Event::Ended(_) if self.waits && common.session.is_some() => {
+            Event::Ended(_) if self.waits && (self.is_away || common.session.is_some()) => {
                 self.ended = true;
                 Stage::Handshake(self)
             }
@@ -90,11 +100,15 @@ impl Handshake {
             self.pending.extend_from_slice(&bytes);
         }
         if !self.waits {
-            self.waits = true;
             let is_first = common.session.is_none();
-            *cx.step_wanted = Some(if is_first { self.queue } else { HandshakeQueue::UnderWay });
+            self.ask(if is_first { self.queue } else { HandshakeQueue::UnderWay }, cx);
         }
         self.wait(common, cx)
+    }
+
+    fn ask(&mut self, queue: HandshakeQueue, cx: &mut Context<'_>) {
+        self.waits = true;
+        *cx.step_wanted = Some(queue);
     }
 
     /// Whether the client has ended its side behind what is pending.
@@ -115,19 +129,16 @@ impl Handshake {
         Close::refused(outcome, how, common, cx)
     }
 
-    /// One step of the handshake: the only expensive thing that ever happens here. Says what it
-    /// was, and which key it signed with.
+    /// One step of the handshake: the only expensive thing that ever happens here.
     pub(super) fn step(
         mut self: Box<Self>,
         common: &mut Common,
         cx: &mut Context<'_>,
-    ) -> (Stage, HandshakeStep, KeyType) {
+    ) -> (Stage, Stepped) {
         self.waits = false;
         let is_first = common.session.is_none();
         if is_first && let Err(failure) = begin_session(common) {
-            common.outbound.append(&hello::alert_record(ALERT_INTERNAL_ERROR), cx.pool);
-            let stage = self.fail(failure.outcome(), common, cx);
-            return (stage, HandshakeStep::Failed, KeyType::None);
+            return self.cannot_begin(failure, common, cx);
         }
         if !is_resumed(common) {
             self.attempt.begins_anew();
@@ -138,14 +149,66 @@ impl Handshake {
             bridge::during(resumption, &mut self.attempt, unix, || common.open(&mut bytes, cx));
         let key = resolver::take_shown_key();
         if let Err(failure) = opened {
-            return (self.fail(failure.outcome(), common, cx), HandshakeStep::Failed, key);
+            let stage = self.fail(failure.outcome(), common, cx);
+            return (stage, Stepped::Done(HandshakeStep::Failed, key));
         }
         let step = match (is_first, is_resumed(common)) {
             (true, true) => HandshakeStep::Resumed,
             (true, false) => HandshakeStep::Full,
             (false, _) => HandshakeStep::Later,
         };
-        (self.after_step(common, cx), step, key)
+        (self.after_step(common, cx), Stepped::Done(step, key))
+    }
+
+    /// The first step of a client that offers nothing to resume, to be done elsewhere: the session
+    /// goes there, and comes back with [`Handshake::step_returns`].
+    pub(super) fn step_apart(
+        mut self: Box<Self>,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> (Stage, Stepped) {
+        debug_assert_eq!(self.queue, HandshakeQueue::New, "who offers a session asks for ours");
+        if let Err(failure) = begin_session(common) {
+            return self.cannot_begin(failure, common, cx);
+        }
+        if let Some(session) = common.session.take() {
+            self.is_away = true;
+            let step = FirstStep::new(session, std::mem::take(&mut self.pending), cx.now);
+            common.submit(Kind::Compute, Operation::Compute(Box::new(Task::new(step))), cx);
+        }
+        (self.wait(common, cx), Stepped::Apart)
+    }
+
+    /// The session is back. What its client has said meanwhile waits for a step of its own.
+    pub(super) fn step_returns(
+        mut self: Box<Self>,
+        step: FirstStep,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> Stage {
+        (self.is_away, self.waits) = (false, false);
+        if let Err(failure) = common.take_back(step.into_returned(), cx) {
+            return self.fail(failure.outcome(), common, cx);
+        }
+        if !self.pending.is_empty() {
+            self.ask(HandshakeQueue::UnderWay, cx);
+            return self.wait(common, cx);
+        }
+        if self.ended {
+            return self.fail(HandshakeOutcome::ClientClosed, common, cx);
+        }
+        self.after_step(common, cx)
+    }
+
+    fn cannot_begin(
+        &self,
+        failure: Failure,
+        common: &mut Common,
+        cx: &mut Context<'_>,
+    ) -> (Stage, Stepped) {
+        common.outbound.append(&hello::alert_record(ALERT_INTERNAL_ERROR), cx.pool);
+        let stage = self.fail(failure.outcome(), common, cx);
+        (stage, Stepped::Done(HandshakeStep::Failed, KeyType::None))
     }
 
     fn after_step(self: Box<Self>, common: &mut Common, cx: &mut Context<'_>) -> Stage {

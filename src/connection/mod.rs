@@ -42,6 +42,7 @@ use crate::io::{Buffer, Errno, Kind, Side, Time};
 use crate::limits::KEPT_AFTER;
 use crate::telemetry::labels::{CloseReason, HandshakeOutcome, HandshakeStep, KeyType, State};
 use crate::telemetry::record::Record;
+use crate::tls::first_step::FirstStep;
 use crate::worker::outbox::Rank;
 use crate::worker::sources::table::Handle;
 
@@ -84,6 +85,17 @@ pub enum Delivery<'a> {
     Sent(Buffer),
     /// An address.
     Address(std::net::SocketAddr),
+}
+
+/// What has become of a step that a handshake waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stepped {
+    /// The handshake has ended meanwhile.
+    Gone,
+    /// It is done: what it was, and which key signed.
+    Done(HandshakeStep, KeyType),
+    /// It is to be done elsewhere.
+    Apart,
 }
 
 /// Where on its journey a connection is, with what only that part of the journey needs.
@@ -173,19 +185,39 @@ impl Connection {
         self.common.rearm_timer();
     }
 
-    /// The step that its handshake has asked for; says what it was and which key it signed with,
-    /// or `None` when the handshake has ended meanwhile.
-    pub fn step(&mut self, cx: &mut Context<'_>) -> Option<(HandshakeStep, KeyType)> {
-        let handshake = self.take_handshake()?;
+    /// The step that its handshake has asked for, here and now, or `apart`, which is only for the
+    /// first step of a client that offers nothing to resume.
+    pub fn step(&mut self, apart: bool, cx: &mut Context<'_>) -> Stepped {
+        let Some(handshake) = self.take_handshake() else {
+            return Stepped::Gone;
+        };
         let client_has_ended = handshake.client_has_ended();
-        let (stage, step, key) = handshake.step(&mut self.common, cx);
+        let (stage, stepped) = if apart {
+            handshake.step_apart(&mut self.common, cx)
+        } else {
+            handshake.step(&mut self.common, cx)
+        };
         self.stage = stage;
         self.count_state(cx);
+        if stepped == Stepped::Apart {
+            return stepped;
+        }
         // What was kept back until the bytes before it were seen.
         if client_has_ended && !matches!(self.stage, Stage::Close(_) | Stage::Done(_)) {
             self.handle(Event::Ended(Side::Client), cx);
         }
-        Some((step, key))
+        stepped
+    }
+
+    /// The step that was done apart has come back.
+    pub fn step_returns(&mut self, step: FirstStep, cx: &mut Context<'_>) {
+        self.common.ended(Kind::Compute);
+        let Some(handshake) = self.take_handshake() else {
+            // The handshake has ended meanwhile, and its session with it.
+            return self.handle(Event::Settled, cx);
+        };
+        self.stage = handshake.step_returns(step, &mut self.common, cx);
+        self.count_state(cx);
     }
 
     /// Refuses the handshake its first step, before any cryptography; `false`: it has ended

@@ -8,12 +8,14 @@ pub mod buffer;
 pub mod errno;
 pub mod operation;
 pub mod queue;
+pub mod task;
 pub mod time;
 pub mod token;
 
 pub use buffer::Buffer;
 pub use errno::Errno;
 pub use operation::{Address, Connect, Operation, Side};
+pub use task::Task;
 pub use time::Time;
 pub use token::{Kind, Token};
 
@@ -43,6 +45,8 @@ pub enum Payload {
     Sent(Buffer),
     /// `Accept`: the client's address. `LocalAddress`: the address the client reached.
     Peer(std::net::SocketAddr),
+    /// `Compute`: what was to be done, done.
+    Computed(Box<Task>),
 }
 
 /// A place in the receive buffers of an [`Io`].

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Buffer;
+use super::{Buffer, Task};
 
 /// Which of a connection's two sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -94,6 +94,9 @@ pub enum Operation {
         /// Which socket.
         side: Side,
     },
+    /// Have something done on another thread of the same core, one that lets this one go first
+    /// whenever it has something to do. It cannot be cancelled; a worker has one in flight at most.
+    Compute(Box<Task>),
     /// Let another worker's [`super::Io::wait`] end with a completion of its mailbox. Tells nothing
     /// of its own end, and any number may be in flight.
     Wake {

@@ -164,6 +164,17 @@ impl Queue {
         self.is_empty() && self.waiting.is_empty()
     }
 
+    /// Takes all that waits, in one piece; nothing may have been taken yet.
+    pub fn drain(&mut self, pool: &mut Pool) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.pending());
+        while let Some(buffer) = self.take() {
+            let taken = buffer.unsent().len();
+            bytes.extend_from_slice(buffer.unsent());
+            self.sent(buffer, taken, pool);
+        }
+        bytes
+    }
+
     /// Throws away what waits. What is being sent comes back through [`Queue::sent`] first.
     pub fn discard(&mut self, pool: &mut Pool) {
         self.waiting_bytes = 0;

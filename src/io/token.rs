@@ -62,9 +62,11 @@ pub enum Kind {
     SampleClient,
     /// Tell another worker that there is a message for it.
     Wake,
+    /// A step of the handshake that another thread does.
+    Compute,
 }
 
-const KINDS: [Kind; 28] = [
+const KINDS: [Kind; 29] = [
     Kind::Accept,
     Kind::LocalAddress,
     Kind::RecvClient,
@@ -93,6 +95,7 @@ const KINDS: [Kind; 28] = [
     Kind::Internal,
     Kind::SampleClient,
     Kind::Wake,
+    Kind::Compute,
 ];
 
 /// Names one operation: 8 bits of kind, 24 of generation, 32 of slot.

@@ -462,7 +462,7 @@ impl<I: Io> Engine<I> {
                 let delivery = Delivery::Sent(buffer);
                 client.complete(offer, token.kind, result, more, delivery, &mut cx);
             }
-            Payload::None | Payload::Peer(_) => {
+            Payload::None | Payload::Peer(_) | Payload::Computed(_) => {
                 client.complete(offer, token.kind, result, more, Delivery::None, &mut cx);
             }
         }

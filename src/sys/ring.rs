@@ -4,6 +4,7 @@
 //! installs into the first, a connect makes its socket in the second; no descriptor number ever
 //! enters the process's own table.
 
+mod beside;
 mod connect;
 mod wake;
 
@@ -24,6 +25,8 @@ use crate::limits::{
 };
 use crate::telemetry::counters::Counters;
 use crate::worker::paged::Paged;
+
+use beside::Beside;
 
 use super::address::SocketAddress;
 use super::enter::RingFd;
@@ -114,6 +117,8 @@ pub struct Ring {
     cpu: Option<(usize, Arc<Counters>, u32)>,
     /// Completions of operations that never went to the kernel.
     answered: Vec<Completion>,
+    /// Does dear steps of handshakes; started when there is the first.
+    beside: Option<Beside>,
     started: Instant,
 }
 
@@ -154,6 +159,7 @@ impl Ring {
             features,
             cpu: None,
             answered: Vec::new(),
+            beside: None,
             started: *STARTED,
         };
         this.read_mailbox();
@@ -463,6 +469,7 @@ impl Io for Ring {
                 self.push(&entry.user_data(token.pack()));
             }
             Operation::Wake { worker } => self.wake(token, worker),
+            Operation::Compute(work) => self.compute(token, work),
             Operation::Cancel { target } => {
                 let target = Token { kind: target, ..token }.pack();
                 let entry = opcode::AsyncCancel::new(target).build();
@@ -477,6 +484,7 @@ impl Io for Ring {
         self.submit_queued(u32::from(waits), timeout);
         completions.append(&mut self.answered);
         self.reap(completions);
+        self.take_computed(completions);
     }
 
     fn received(&mut self, at: &ReceivedAt) -> &mut [u8] {

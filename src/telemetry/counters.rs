@@ -105,6 +105,8 @@ pub struct Counters {
     pub handshake_nanos: [ByLabel<{ KeyType::COUNT }>; HandshakeStep::COUNT],
     /// Steps of handshakes, likewise.
     pub handshake_steps: [ByLabel<{ KeyType::COUNT }>; HandshakeStep::COUNT],
+    /// Steps of handshakes that were done on another thread of the worker's core.
+    pub steps_apart: Counter,
     /// Connections that were asked which CPU took in their last packet.
     pub cpu_samples: Counter,
     /// Of these, those whose CPU was the worker's own.

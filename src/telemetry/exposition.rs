@@ -215,6 +215,7 @@ fn encode_connections(page: &mut Page<'_, '_>) -> fmt::Result {
     page.histograms::<HandshakeQueue>(&names::HANDSHAKE_WAITS, Counters::handshake_wait)?;
     page.steps(&names::HANDSHAKE_STEPS, |[steps, _], key| float(steps.of(key).get()))?;
     page.steps(&names::HANDSHAKE_CPU, |[_, nanos], key| seconds(nanos.of(key).get()))?;
+    page.counter(&names::STEPS_APART, |c| c.steps_apart.get())?;
     page.gauges::<GivingWay, _>(&names::OPERATIONS_WAITING, |c| &c.operations_waiting)?;
     page.resumptions(&names::RESUMPTIONS)?;
     page.counter(&names::TICKETS, |c| c.tickets.get())?;

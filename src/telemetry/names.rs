@@ -108,6 +108,8 @@ metrics! {
         "Steps of handshakes, by what they were and the certificate's key";
     HANDSHAKE_CPU: "handshake_cpu_seconds_total" Counter Seconds ["worker", "step", "key"]
         "Time that steps of handshakes took; its rate is the share of the core that they take";
+    STEPS_APART: "handshake_steps_apart_total" Counter Count ["worker"]
+        "Dear steps of handshakes, done beside the worker: established connections went first";
     OPERATIONS_WAITING: "operations_waiting" Gauge Count ["worker", "rank"]
         "Operations that give way to others: streams' receives, of clients that come, of ends";
     RESUMPTIONS: "resumptions_total" Counter Count ["worker", "kind", "result"]

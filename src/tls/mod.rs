@@ -3,6 +3,7 @@
 pub mod client;
 pub mod client_auth;
 pub mod failure;
+pub mod first_step;
 pub mod hello;
 pub mod provider;
 mod record;

@@ -159,25 +159,15 @@ struct Play {
 impl Play {
     /// What the client has to say.
     fn of_client(&mut self, pool: &mut Pool) -> Vec<u8> {
-        drain(&mut self.to_server, pool)
+        self.to_server.drain(pool)
     }
 
     /// Shows the client what the server has said.
     fn tell_client(&mut self, pool: &mut Pool) -> Option<()> {
-        let bytes = drain(&mut self.to_client, pool);
+        let bytes = self.to_client.drain(pool);
         let records = &mut self.to_server;
         let (plaintext, scratch) = (&mut |_: &[u8]| {}, &mut self.scratch);
         let mut sinks = client::Sinks { plaintext, records, pool, scratch };
         self.client.receive(&bytes, &mut sinks).ok().map(drop)
     }
-}
-
-fn drain(queue: &mut Queue, pool: &mut Pool) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while let Some(buffer) = queue.take() {
-        bytes.extend_from_slice(buffer.unsent());
-        let sent = buffer.unsent().len();
-        queue.sent(buffer, sent, pool);
-    }
-    bytes
 }

@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::time::Duration;
 
 use crate::backend::permits::Waiter;
 use crate::config::Refuse;
@@ -13,18 +12,11 @@ use crate::connection::context::Context;
 use crate::connection::{Connection, Delivery};
 use crate::io::{Completion, Io, Kind, Payload};
 use crate::limits::KEPT_BUSY;
-use crate::telemetry::labels::{CloseReason, HandshakeOutcome, HandshakeQueue, Label, Limit};
+use crate::telemetry::labels::{CloseReason, HandshakeOutcome, Limit};
 
 use super::Worker;
-use super::admission::Refusal;
-use super::scheduler::{Next, Waiting};
+use super::scheduler::Waiting;
 use super::table::Entry;
-
-/// While established connections keep the worker busy in every turn, handshakes are owed this part
-/// of the time that those take: who is saturated still lets new clients in.
-const OWED_PART: u32 = 4;
-/// A turn counts as so long, at least.
-const TURN_MIN: Duration = Duration::from_micros(20);
 
 /// The context of one event of a connection, made of the worker's disjoint parts.
 macro_rules! context {
@@ -89,10 +81,13 @@ impl<I: Io> Worker<I> {
             match payload {
                 Payload::Received(at) => self.io.recycle(at),
                 Payload::Sent(buffer) => self.pool.give(buffer),
-                Payload::None | Payload::Peer(_) => {}
+                Payload::None | Payload::Peer(_) | Payload::Computed(_) => {}
             }
             return;
         };
+        if let Payload::Computed(task) = payload {
+            return self.step_returns(token, *task);
+        }
         self.served_established |= connection.is_established();
         if connection.is_kept(self.now) {
             self.kept_busy_until = self.now + KEPT_BUSY;
@@ -101,7 +96,7 @@ impl<I: Io> Worker<I> {
             Payload::Received(at) => (Some(at), Delivery::None),
             Payload::Sent(buffer) => (None, Delivery::Sent(buffer)),
             Payload::Peer(address) => (None, Delivery::Address(address)),
-            Payload::None => (None, Delivery::None),
+            Payload::None | Payload::Computed(_) => (None, Delivery::None),
         };
         let mut cx = context!(self, token.slot, token.generation);
         let io = &mut self.io;
@@ -145,69 +140,7 @@ impl<I: Io> Worker<I> {
         self.after_event(slot, generation);
     }
 
-    /// Gives handshakes the time that is theirs in this turn.
-    pub(super) fn shake_hands(&mut self) {
-        if self.scheduler.is_empty() {
-            return;
-        }
-        let woken = self.now;
-        self.now = self.io.now();
-        let mut budget = self.snapshot.handshake.budget;
-        // Who is established goes first; but handshakes are not put off for ever.
-        if self.served_established {
-            self.owed += self.now.since(woken).max(TURN_MIN) / OWED_PART;
-            if self.owed < budget {
-                return;
-            }
-            budget = self.owed;
-        } else if self.is_kept_busy() {
-            // One step: each look costs a handshake 2 us, and is worth it where it spares somebody.
-            budget = Duration::ZERO;
-        }
-        self.owed = Duration::ZERO;
-        let until = self.now + budget;
-        while let Some(next) = self.scheduler.next(self.now) {
-            match next {
-                Next::Drop(waiting) => self.drop_overdue(waiting),
-                Next::Step(queue, waiting) => {
-                    self.step(queue, waiting);
-                    if self.now >= until {
-                        break;
-                    }
-                }
-            }
-        }
-        for queue in HandshakeQueue::ALL {
-            let waiting = self.scheduler.waiting(*queue) as u64;
-            self.counters.handshake_queue.of(*queue).set(waiting);
-        }
-    }
-
-    /// One step of one handshake, and what it has cost.
-    fn step(&mut self, queue: HandshakeQueue, waiting: Waiting) {
-        let Waiting { slot, generation, since } = waiting;
-        if queue != HandshakeQueue::UnderWay && self.is_spent(slot, generation) {
-            return self.refuse(waiting, Refusal::SourceHandshakeCpu);
-        }
-        let source = self.source(slot, generation);
-        let mut done = None;
-        self.with_connection(slot, generation, |connection, cx| done = connection.step(cx));
-        // It has gone meanwhile, and cost nothing.
-        let Some((step, key)) = done else {
-            return;
-        };
-        let begun = self.now;
-        self.now = self.io.after_step(step);
-        let took = self.now.since(begun);
-        self.charge(source, (step, key), took);
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let [steps, time] = self.counters.steps(step);
-        steps.of(key).add(1);
-        time.of(key).add(nanos);
-        self.counters.handshake_wait(queue).observe(begun.since(since));
-    }
-
-    fn drop_overdue(&mut self, waiting: Waiting) {
+    pub(super) fn drop_overdue(&mut self, waiting: Waiting) {
         let Waiting { slot, generation, .. } = waiting;
         let mut dropped = false;
         self.with_connection(slot, generation, |connection, cx| {

@@ -5,6 +5,7 @@ pub mod accepting;
 pub mod admission;
 pub mod command;
 pub mod dispatch;
+mod handshakes;
 pub mod outbox;
 pub mod paged;
 mod permits;
@@ -34,6 +35,7 @@ use crate::telemetry::labels::HandshakeQueue;
 
 use accepting::Accepting;
 use command::Command;
+use handshakes::Pace;
 use outbox::{Outbox, Rank};
 use scheduler::Scheduler;
 use snapshot::{Local, Snapshot};
@@ -135,8 +137,8 @@ pub struct Worker<I: Io> {
     kept_busy_until: Time,
     /// An established connection had an event in this turn.
     served_established: bool,
-    /// Time that handshakes have coming while established connections go first.
-    owed: Duration,
+    /// What steps of handshakes take and have coming.
+    pace: Pace,
 }
 
 impl<I: Io> Worker<I> {
@@ -179,7 +181,7 @@ impl<I: Io> Worker<I> {
             step_wanted: None,
             kept_busy_until: now,
             served_established: false,
-            owed: Duration::ZERO,
+            pace: Pace::default(),
         }
     }
 
@@ -187,7 +189,7 @@ impl<I: Io> Worker<I> {
     pub fn turn(&mut self) -> Progress {
         self.arm_accepts();
         // While anything waits for its turn the ring is only looked at.
-        let waits = self.scheduler.is_empty() && self.outbox.is_empty();
+        let waits = !self.has_steps_to_do() && self.outbox.is_empty();
         let deadline = if waits { self.wakes_at() } else { Some(self.now) };
         let mut completions = std::mem::take(&mut self.completions);
         self.io.wait(deadline, &mut completions);
@@ -263,10 +265,9 @@ impl<I: Io> Worker<I> {
     }
 
     fn wakes_at(&self) -> Option<Time> {
-        [self.timers.next(), self.accepting.resumes_at(), self.drain_until, self.trims_at]
-            .into_iter()
-            .flatten()
-            .min()
+        let own = [self.accepting.resumes_at(), self.drain_until, self.trims_at];
+        let of_handshakes = self.apart_until().filter(|_| !self.scheduler.is_empty());
+        own.into_iter().flatten().chain(self.timers.next()).chain(of_handshakes).min()
     }
 
     /// After a burst gives back, bit by bit, what nobody has needed for [`TRIM_INTERVAL`].

@@ -130,32 +130,48 @@ impl Scheduler {
         self.len() < self.max_pending.div_ceil(4) * 3
     }
 
-    /// What is to be done at `now`.
-    pub fn next(&mut self, now: Time) -> Option<Next> {
-        let late = self.new.take_late(now, self.queue_deadline);
-        let late = late.or_else(|| self.resuming.take_late(now, self.queue_deadline));
-        // Accept is paused, and yet twice as many wait as may, because so many had been accepted
-        // before and said nothing until now: the oldest new one goes.
-        let late = late.or_else(|| {
-            let too_many = self.len() > self.max_pending.saturating_mul(2);
-            if too_many { self.new.0.pop_front() } else { None }
-        });
-        if let Some(waiting) = late {
-            return Some(Next::Drop(waiting));
+    /// Whether there is something to do, `new` ones' first steps included or not.
+    pub fn has_work(&self, new: bool) -> bool {
+        !self.under_way.is_empty() || !self.resuming.0.is_empty() || (new && !self.new.0.is_empty())
+    }
+
+    /// What is to be done at `now`; first steps of `new` ones only if they are wanted.
+    pub fn next(&mut self, now: Time, new: bool) -> Option<Next> {
+        if let Some(late) = self.take_late(now) {
+            return Some(Next::Drop(late));
         }
         if let Some(waiting) = self.under_way.pop_front() {
             return Some(Next::Step(HandshakeQueue::UnderWay, waiting));
         }
-        let new_is_due = self.resuming_in_a_row >= RESUMING_IN_A_ROW_MAX;
-        if (!new_is_due || self.new.0.is_empty())
-            && let Some(waiting) = self.resuming.take(now, self.queue_deadline)
-        {
+        let new = new && !self.new.0.is_empty();
+        let new_is_due = new && self.resuming_in_a_row >= RESUMING_IN_A_ROW_MAX;
+        if !new_is_due && let Some(waiting) = self.resuming.take(now, self.queue_deadline) {
             self.resuming_in_a_row = self.resuming_in_a_row.saturating_add(1);
             return Some(Next::Step(HandshakeQueue::Resuming, waiting));
+        }
+        if new { self.next_new(now) } else { None }
+    }
+
+    /// What is to be done at `now` about those who are new.
+    pub fn next_new(&mut self, now: Time) -> Option<Next> {
+        if let Some(late) = self.take_late(now) {
+            return Some(Next::Drop(late));
         }
         self.resuming_in_a_row = 0;
         let waiting = self.new.take(now, self.queue_deadline)?;
         Some(Next::Step(HandshakeQueue::New, waiting))
+    }
+
+    /// One that has waited too long, or is one too many.
+    fn take_late(&mut self, now: Time) -> Option<Waiting> {
+        let late = self.new.take_late(now, self.queue_deadline);
+        let late = late.or_else(|| self.resuming.take_late(now, self.queue_deadline));
+        // Accept is paused, and yet twice as many wait as may, because so many had been accepted
+        // before and said nothing until now: the oldest new one goes.
+        late.or_else(|| {
+            let too_many = self.len() > self.max_pending.saturating_mul(2);
+            if too_many { self.new.0.pop_front() } else { None }
+        })
     }
 }
 

@@ -28,7 +28,7 @@ fn outcome(mode: &str, target: SocketAddr, options: &str) -> Output {
     run(&mut load(mode, target, options), b"", LIMIT)
 }
 
-fn json(mode: &str, target: SocketAddr, options: &str) -> Value {
+pub(crate) fn json(mode: &str, target: SocketAddr, options: &str) -> Value {
     let output = outcome(mode, target, &format!("{options} --json --warm-up 300ms"));
     assert!(output.status.success(), "{}", all(&output));
     serde_json::from_slice(&output.stdout).unwrap()

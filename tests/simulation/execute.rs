@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use portcullis::io::{Address, Buffer, Errno, Kind, Operation, Payload, Side, Token};
+use portcullis::io::buffer::Pool;
+use portcullis::io::{Address, Buffer, Errno, Kind, Operation, Payload, Side, Task, Token};
 use portcullis::limits::{RECEIVE_BUFFER_BYTES, RECEIVE_PIECE_BYTES, RECEIVE_PIECES_BYTES};
 
 use crate::faults::ConnectOutcome;
@@ -75,6 +76,7 @@ fn kind_of(operation: &Operation) -> Kind {
         Operation::Close { side: Client } => Kind::CloseClient,
         Operation::Close { side: Server } => Kind::CloseServer,
         Operation::Wake { .. } => Kind::Wake,
+        Operation::Compute(_) => Kind::Compute,
         Operation::Cancel { target } => match target {
             Kind::Accept => Kind::CancelAccept,
             Kind::RecvClient => Kind::CancelRecvClient,
@@ -123,6 +125,7 @@ impl SimIo {
             | Operation::Shutdown { .. }
             | Operation::Reset { .. }
             | Operation::Wake { .. }
+            | Operation::Compute(_)
             | Operation::Cancel { .. } => {}
         }
     }
@@ -187,6 +190,10 @@ impl SimIo {
                 None
             }
             Operation::Wake { .. } => unreachable!("it is done when it is submitted"),
+            Operation::Compute(mut task) => {
+                self.compute(key, &mut task);
+                Some(Operation::Compute(task))
+            }
             Operation::Cancel { target } => {
                 let named = Token::new(token.slot, token.generation, target).pack();
                 if self.in_flight.get(&named).is_some_and(|held| held.tried) {
@@ -364,6 +371,25 @@ impl SimIo {
         };
         self.sockets.insert((token.slot, true), socket);
         self.world.schedule_in(delay, Event::ConnectAnswered { key, talk, attempt, result });
+    }
+
+    /// The thread beside the worker takes what the step costs, and longer while others have the
+    /// core.
+    fn compute(&mut self, key: u64, task: &mut Task) {
+        let took = Duration::from_micros(self.world.faults.full_step_micros);
+        task.run(&mut Pool::default());
+        task.took = took;
+        let starves = self.world.random.chance(self.world.faults.late_completions);
+        let delay = if starves { self.world.random.micros(1, 500_000) } else { took };
+        self.world.schedule_in(took.max(delay), Event::Computed { key });
+    }
+
+    pub(crate) fn computed(&mut self, key: u64) {
+        let held = self.in_flight.get_mut(&key).expect("it is not given up");
+        let Some(Operation::Compute(task)) = held.operation.take() else {
+            panic!("{:?} is no task", held.token);
+        };
+        self.complete(key, Ok(0), Payload::Computed(task));
     }
 
     /// The network's answer; nobody waits for it when the connect was cancelled.

@@ -17,6 +17,7 @@
     reason = "a test ends at what it did not expect"
 )]
 
+mod apart;
 mod client;
 mod conversation;
 mod execute;
@@ -85,6 +86,7 @@ impl Reached {
             *self.0.entry(limit.label()).or_default() += counters.limits.of(*limit).get();
         }
         *self.0.entry("connect_retries").or_default() += counters.connect_retries.get();
+        *self.0.entry("steps_apart").or_default() += counters.steps_apart.get();
         *self.0.entry("rests").or_default() += counters.rests.get();
         for kind in [ResumptionKind::Ticket, ResumptionKind::Psk] {
             let resumed = counters.resumptions(kind).of(ResumptionResult::Resumed).get();
@@ -126,6 +128,7 @@ impl Reached {
             "source_handshakes",
             "source_handshake_cpu",
             "connect_retries",
+            "steps_apart",
             "rests",
             "server_connections",
             "backend_queue",

@@ -167,6 +167,7 @@ impl SimIo {
             Event::ConnectAnswered { key, talk, attempt, result } => {
                 self.connect_answered(key, talk, attempt, result);
             }
+            Event::Computed { key } => self.computed(key),
             Event::CancelRuns { key } => self.cancel(key),
             Event::Command(command) => {
                 self.commands.push(command).expect("room in the mailbox");

@@ -31,6 +31,8 @@ pub(crate) enum Event {
     Complete(Completion),
     /// The network answers a connect.
     ConnectAnswered { key: u64, talk: usize, attempt: usize, result: Result<(), Errno> },
+    /// The thread beside the worker has done a step.
+    Computed { key: u64 },
     /// A cancel is carried out.
     CancelRuns { key: u64 },
     /// The control thread leaves a command.
