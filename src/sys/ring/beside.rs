@@ -153,7 +153,7 @@ mod tests {
     impl Work for Toil {
         fn run(&mut self, _pool: &mut Pool) {
             let begun = processor_time();
-            while processor_time() - begun < Duration::from_millis(10) {
+            while processor_time().saturating_sub(begun) < Duration::from_millis(10) {
                 std::hint::spin_loop();
             }
             self.by = Some(std::thread::current().id());
