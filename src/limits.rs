@@ -186,9 +186,13 @@ pub const STEP_CHARGE_MAX: u32 = 4;
 /// With ECDSA P-256 and X25519 it takes 60 to 150 us, with an RSA key of 2048 bits 400 to 1,200.
 pub const DEAR_STEP: Duration = Duration::from_micros(50);
 
-/// Steps of handshakes that are on their way to the thread beside a worker, or back, at most. The
-/// worker has one done at a time.
-pub const STEPS_BESIDE_MAX: usize = 1;
+/// The same for clients that offer a session: one that is resumed takes 40 to 100 us and is worth no
+/// change of thread. That they take so much means that most are not resumed, whoever sends them.
+pub const DEAR_RESUMING_STEP: Duration = Duration::from_micros(150);
+
+/// Steps of handshakes that are with the thread beside a worker at most: one that it does, and one
+/// with which it goes on while the worker is busy. Who else comes is still in line, and can be dropped.
+pub const STEPS_BESIDE_MAX: usize = 2;
 
 /// For so long new clients wait for the step that is done beside the worker. A core that has no
 /// time left for it belongs to established connections, or to another process; then the worker does

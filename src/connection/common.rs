@@ -12,7 +12,6 @@ use crate::limits::{
 };
 use crate::telemetry::labels::Limit;
 use crate::tls::failure::Failure;
-use crate::tls::first_step::Returned;
 use crate::tls::session::{Session, Sinks};
 use crate::tls::terms::Terms;
 use crate::worker::snapshot::Local;
@@ -308,9 +307,14 @@ impl Common {
     ///
     /// # Errors
     /// What broke the session; its alert is in `outbound`.
-    pub fn take_back(&mut self, back: Returned, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Returned { session, records, result } = back;
-        self.outbound.append(&records, cx.pool);
+    pub fn take_back(
+        &mut self,
+        session: Box<Session>,
+        records: &[u8],
+        result: Result<(), Failure>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Failure> {
+        self.outbound.append(records, cx.pool);
         if result.is_ok() && session.client_closed() {
             self.inbound.end();
         }

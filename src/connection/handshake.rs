@@ -1,5 +1,6 @@
 //! Stage 2 of 5: handshake. From the complete `ClientHello` to the client's Finished.
 
+use std::mem::take;
 use std::sync::Arc;
 
 use crate::config::Refuse;
@@ -9,7 +10,7 @@ use crate::telemetry::labels::{
     HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType, Limit, Span,
 };
 use crate::tls::failure::Failure;
-use crate::tls::first_step::FirstStep;
+use crate::tls::first_step::{FirstStep, Moment, Returned};
 use crate::tls::hello;
 use crate::tls::resolver;
 use crate::tls::resumption::bridge::{self, Attempt};
@@ -30,16 +31,26 @@ use super::{Event, Stage, Stepped};
 pub struct Handshake {
     /// What the client offers to resume.
     attempt: Attempt,
-    /// Where the first step waits.
+    /// Where a step waits that may sign.
     queue: HandshakeQueue,
+    /// The client's hello is answered for good: the dear part is over.
+    is_under_way: bool,
     /// What has come and waits for a step.
     pending: Vec<u8>,
-    /// A step is asked for, or done elsewhere.
-    waits: bool,
-    /// The session is where the step is done.
-    is_away: bool,
+    step: Step,
     /// The client has ended its side behind what is pending.
     ended: bool,
+}
+
+/// What has become of the step that is due next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// None is due: bytes must come first.
+    None,
+    /// It is asked for.
+    Wanted,
+    /// It is done elsewhere, and the session is there.
+    Away,
 }
 
 impl Handshake {
@@ -54,9 +65,9 @@ impl Handshake {
         let this = Self {
             attempt,
             queue,
+            is_under_way: false,
             pending: Vec::new(),
-            waits: false,
-            is_away: false,
+            step: Step::None,
             ended: false,
         };
         Box::new(this).received(hello, common, cx)
@@ -71,7 +82,7 @@ impl Handshake {
         match event {
             Event::Received(_, bytes) => self.received(bytes.to_vec(), common, cx),
             // Its Finished may be among what waits, and all that it wanted to say behind that.
-            Event::Ended(_) if self.waits && (self.is_away || common.session.is_some()) => {
+            Event::Ended(_) if self.is_waiting(common) => {
                 self.ended = true;
                 Stage::Handshake(self)
             }
@@ -99,16 +110,27 @@ impl Handshake {
         } else {
             self.pending.extend_from_slice(&bytes);
         }
-        if !self.waits {
-            let is_first = common.session.is_none();
-            self.ask(if is_first { self.queue } else { HandshakeQueue::UnderWay }, cx);
+        if self.step == Step::None {
+            self.ask(cx);
         }
         self.wait(common, cx)
     }
 
-    fn ask(&mut self, queue: HandshakeQueue, cx: &mut Context<'_>) {
-        self.waits = true;
-        *cx.step_wanted = Some(queue);
+    /// A `ClientHello` that we had to ask for once more, for want of a group, is as good as a first
+    /// one: little was done for it, and all that is dear is still to come.
+    fn ask(&mut self, cx: &mut Context<'_>) {
+        self.step = Step::Wanted;
+        *cx.step_wanted =
+            Some(if self.is_under_way { HandshakeQueue::UnderWay } else { self.queue });
+    }
+
+    /// Whether a step waits that is not the first.
+    fn is_waiting(&self, common: &Common) -> bool {
+        match self.step {
+            Step::None => false,
+            Step::Wanted => common.session.is_some(),
+            Step::Away => true,
+        }
     }
 
     /// Whether the client has ended its side behind what is pending.
@@ -135,7 +157,7 @@ impl Handshake {
         common: &mut Common,
         cx: &mut Context<'_>,
     ) -> (Stage, Stepped) {
-        self.waits = false;
+        self.step = Step::None;
         let is_first = common.session.is_none();
         if is_first && let Err(failure) = begin_session(common) {
             return self.cannot_begin(failure, common, cx);
@@ -143,7 +165,8 @@ impl Handshake {
         if !is_resumed(common) {
             self.attempt.begins_anew();
         }
-        let mut bytes = std::mem::take(&mut self.pending);
+        let asked_again = asks_again(common);
+        let mut bytes = take(&mut self.pending);
         let (resumption, unix) = (cx.resumption, cx.unix);
         let opened =
             bridge::during(resumption, &mut self.attempt, unix, || common.open(&mut bytes, cx));
@@ -152,29 +175,36 @@ impl Handshake {
             let stage = self.fail(failure.outcome(), common, cx);
             return (stage, Stepped::Done(HandshakeStep::Failed, key));
         }
-        let step = match (is_first, is_resumed(common)) {
-            (true, true) => HandshakeStep::Resumed,
-            (true, false) => HandshakeStep::Full,
-            (false, _) => HandshakeStep::Later,
+        let step = match (self.is_under_way, is_resumed(common)) {
+            (true, _) => HandshakeStep::Later,
+            (false, true) => HandshakeStep::Resumed,
+            (false, false) if asks_again(common) && !asked_again => HandshakeStep::Retry,
+            (false, false) => HandshakeStep::Full,
         };
+        self.is_under_way |= step != HandshakeStep::Retry;
         (self.after_step(common, cx), Stepped::Done(step, key))
     }
 
-    /// The first step of a client that offers nothing to resume, to be done elsewhere: the session
-    /// goes there, and comes back with [`Handshake::step_returns`].
+    /// A step that may sign, to be done elsewhere: the session goes there, and comes back with
+    /// [`Handshake::step_returns`].
     pub(super) fn step_apart(
         mut self: Box<Self>,
         common: &mut Common,
         cx: &mut Context<'_>,
     ) -> (Stage, Stepped) {
-        debug_assert_eq!(self.queue, HandshakeQueue::New, "who offers a session asks for ours");
-        if let Err(failure) = begin_session(common) {
+        if common.session.is_none()
+            && let Err(failure) = begin_session(common)
+        {
             return self.cannot_begin(failure, common, cx);
         }
         if let Some(session) = common.session.take() {
-            self.is_away = true;
-            let step = FirstStep::new(session, std::mem::take(&mut self.pending), cx.now);
-            common.submit(Kind::Compute, Operation::Compute(Box::new(Task::new(step))), cx);
+            self.step = Step::Away;
+            self.attempt.begins_anew();
+            let (attempt, bytes) = (take(&mut self.attempt), take(&mut self.pending));
+            let resumption = cx.resumption.lend();
+            let at = Moment { queue: self.queue, resumption, unix: cx.unix, now: cx.now };
+            let step = Task::new(FirstStep::new(session, attempt, bytes, at));
+            common.submit(Kind::Compute, Operation::Compute(Box::new(step)), cx);
         }
         (self.wait(common, cx), Stepped::Apart)
     }
@@ -186,12 +216,15 @@ impl Handshake {
         common: &mut Common,
         cx: &mut Context<'_>,
     ) -> Stage {
-        (self.is_away, self.waits) = (false, false);
-        if let Err(failure) = common.take_back(step.into_returned(), cx) {
+        let (what, _) = step.step();
+        let Returned { session, attempt, records, result } = step.into_returned();
+        (self.step, self.attempt) = (Step::None, attempt);
+        if let Err(failure) = common.take_back(session, &records, result, cx) {
             return self.fail(failure.outcome(), common, cx);
         }
+        self.is_under_way = what != HandshakeStep::Retry;
         if !self.pending.is_empty() {
-            self.ask(HandshakeQueue::UnderWay, cx);
+            self.ask(cx);
             return self.wait(common, cx);
         }
         if self.ended {
@@ -272,6 +305,10 @@ fn begin_session(common: &mut Common) -> Result<(), Failure> {
 /// rustls has decided that the client's session goes on.
 fn is_resumed(common: &Common) -> bool {
     common.session.as_ref().is_some_and(|session| session.is_resumed())
+}
+
+fn asks_again(common: &Common) -> bool {
+    common.session.as_ref().is_some_and(|session| session.asks_again())
 }
 
 fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {

@@ -185,8 +185,8 @@ impl Connection {
         self.common.rearm_timer();
     }
 
-    /// The step that its handshake has asked for, here and now, or `apart`, which is only for the
-    /// first step of a client that offers nothing to resume.
+    /// The step that its handshake has asked for, here and now, or `apart`, which is not for
+    /// handshakes that are under way.
     pub fn step(&mut self, apart: bool, cx: &mut Context<'_>) -> Stepped {
         let Some(handshake) = self.take_handshake() else {
             return Stepped::Gone;

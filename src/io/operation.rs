@@ -95,7 +95,8 @@ pub enum Operation {
         side: Side,
     },
     /// Have something done on another thread of the same core, one that lets this one go first
-    /// whenever it has something to do. It cannot be cancelled; a worker has one in flight at most.
+    /// whenever it has something to do. It cannot be cancelled; a worker has
+    /// [`crate::limits::STEPS_BESIDE_MAX`] in flight at most.
     Compute(Box<Task>),
     /// Let another worker's [`super::Io::wait`] end with a completion of its mailbox. Tells nothing
     /// of its own end, and any number may be in flight.

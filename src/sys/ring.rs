@@ -6,6 +6,7 @@
 
 mod beside;
 mod connect;
+mod features;
 mod wake;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -25,6 +26,8 @@ use crate::limits::{
 };
 use crate::telemetry::counters::Counters;
 use crate::worker::paged::Paged;
+
+pub use features::Features;
 
 use beside::Beside;
 
@@ -55,20 +58,6 @@ static UNSPECIFIED: libc::sockaddr = libc::sockaddr { sa_family: 0, sa_data: [0;
 
 /// When every ring's clock has begun: what one worker notes, another may compare.
 static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Optional features of the running kernel that the ring uses when they are there.
-#[derive(Debug, Clone, Copy, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is there or not, whatever the others")]
-pub struct Features {
-    /// `IORING_OP_FIXED_FD_INSTALL` (Linux 6.8): system calls that the ring lacks or does badly.
-    pub descriptor_install: bool,
-    /// A multishot receive with a limit (Linux 6.17): one operation for many messages.
-    pub bounded_receive: bool,
-    /// `SOCKET_URING_OP_SETSOCKOPT` (Linux 6.7): `TCP_NODELAY` towards servers.
-    pub socket_options: bool,
-    /// `IORING_OP_BIND` (Linux 6.11): connecting from an address of our choice.
-    pub bind: bool,
-}
 
 /// What the kernel holds of one slot besides its descriptors.
 #[derive(Default)]
@@ -144,7 +133,7 @@ impl Ring {
             .map_err(|error| ("registering the table of direct descriptors", error))?;
         let receive = ReceiveBuffers::register(&ring)
             .map_err(|error| ("registering the receive buffers", error))?;
-        let features = probe(&mut ring).map_err(|error| ("probing the ring", error))?;
+        let features = Features::of(&mut ring).map_err(|error| ("probing the ring", error))?;
         let enter = RingFd::register(ring.as_raw_fd());
         let mut this = Self {
             uring: ring,
@@ -501,7 +490,9 @@ impl Io for Ring {
     }
 
     fn is_large(&self) -> bool {
-        self.receive.is_large() || self.spare_addresses.capacity() > SPARE_ADDRESSES_KEPT
+        self.receive.is_large()
+            || self.beside.is_some()
+            || self.spare_addresses.capacity() > SPARE_ADDRESSES_KEPT
     }
 
     fn trim(&mut self) {
@@ -513,6 +504,7 @@ impl Io for Ring {
         }
         self.spare_addresses.truncate(SPARE_ADDRESSES_KEPT);
         self.spare_addresses.shrink_to_fit();
+        self.rest_beside();
         super::allocator::flush_thread_cache();
     }
 
@@ -562,19 +554,6 @@ fn installed(descriptor: u32) -> Option<OwnedFd> {
     let descriptor = i32::try_from(descriptor).ok()?;
     // SAFETY: it was installed just now for the operation that has completed; nobody else owns it.
     Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-fn probe(ring: &mut IoUring) -> std::io::Result<Features> {
-    let mut probe = io_uring::Probe::new();
-    ring.submitter().register_probe(&mut probe)?;
-    Ok(Features {
-        descriptor_install: probe.is_supported(opcode::FixedFdInstall::CODE),
-        // No opcode tells (it is a command of IORING_OP_URING_CMD); FIXED_FD_INSTALL came one
-        // release later.
-        socket_options: probe.is_supported(opcode::FixedFdInstall::CODE),
-        bind: probe.is_supported(opcode::Bind::CODE),
-        bounded_receive: receive::is_bounded(ring)?,
-    })
 }
 
 #[cfg(test)]

@@ -295,6 +295,8 @@ labels! {
         Resumed = "resumed",
         /// A later one: most often the client's Finished, which in TLS 1.2 brings the key exchange.
         Later = "later",
+        /// The answer to a hello that has to come once more, with a group that we take: cheap.
+        Retry = "retry",
         /// One that ended the handshake: something of the client's was refused.
         Failed = "failed",
     }

@@ -1,26 +1,26 @@
-//! The first step of a full handshake, as a piece of work that another thread can do: a session,
-//! what its client has said, and what came of it.
+//! A first step of a handshake, as a piece of work that another thread can do: a session, what its
+//! client has said, and what came of it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 
 use super::failure::Failure;
 use super::resolver;
+use super::resumption::bridge::{self, Attempt, Beginnings, Resumption};
 use super::session::{Session, Sinks};
 use crate::io::Time;
 use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
 use crate::io::task::Work;
-use crate::telemetry::labels::{HandshakeOutcome, HandshakeStep, KeyType};
+use crate::telemetry::labels::{HandshakeOutcome, HandshakeQueue, HandshakeStep, KeyType};
 
-/// A session that is lent out, with the bytes to show it.
-///
-/// Only of a client that offers nothing to resume: whoever does the work has neither the worker's
-/// tickets nor its sessions, and rustls, which asks for them, finds none.
+/// A session that is lent out, with all that a step of its handshake needs.
 pub struct FirstStep {
     session: Box<Session>,
+    attempt: Attempt,
     bytes: Vec<u8>,
-    now: Time,
+    at: Moment,
     outcome: Outcome,
 }
 
@@ -32,6 +32,7 @@ enum Outcome {
     Done {
         result: Result<(), Failure>,
         records: Vec<u8>,
+        step: HandshakeStep,
         key: KeyType,
     },
     Panicked(Box<dyn Any + Send>),
@@ -42,34 +43,65 @@ enum Outcome {
 pub struct Returned {
     /// The session.
     pub session: Box<Session>,
+    /// What its client offers to resume.
+    pub attempt: Attempt,
     /// Records for the client; its alert if the step failed.
     pub records: Vec<u8>,
     /// What ended the session, if it has ended.
     pub result: Result<(), Failure>,
 }
 
+/// Where the step has waited, when it is done, and with what.
+#[derive(Debug)]
+pub struct Moment {
+    /// The queue that it comes from.
+    pub queue: HandshakeQueue,
+    /// What the worker lends of its tickets and sessions.
+    pub resumption: Beginnings,
+    /// Unix time, in seconds.
+    pub unix: u32,
+    /// The time of this turn.
+    pub now: Time,
+}
+
 impl FirstStep {
-    /// `bytes` are to be shown to `session`, which has begun at `now`.
-    pub fn new(session: Box<Session>, bytes: Vec<u8>, now: Time) -> Self {
-        Self { session, bytes, now, outcome: Outcome::Open }
+    /// `bytes` are to be shown to `session`.
+    pub fn new(session: Box<Session>, attempt: Attempt, bytes: Vec<u8>, at: Moment) -> Self {
+        Self { session, attempt, bytes, at, outcome: Outcome::Open }
     }
 
     fn receive(&mut self, pool: &mut Pool) -> Outcome {
         let (mut plaintext, mut records) = (Queue::default(), Queue::default());
         let mut sinks =
-            Sinks { plaintext: &mut plaintext, records: &mut records, pool, now: self.now };
-        let result = self.session.receive(&mut self.bytes, &mut sinks);
+            Sinks { plaintext: &mut plaintext, records: &mut records, pool, now: self.at.now };
+        let resumption = Rc::new(Resumption::new(self.at.resumption.clone()));
+        let asked_again = self.session.asks_again();
+        let (session, bytes) = (&mut self.session, &mut self.bytes);
+        let result = bridge::during(&resumption, &mut self.attempt, self.at.unix, || {
+            session.receive(bytes, &mut sinks)
+        });
         // The client has no key yet that it could have sealed any with.
         debug_assert!(plaintext.is_empty(), "plaintext in the first step");
         plaintext.discard(pool);
-        Outcome::Done { result, records: records.drain(pool), key: resolver::take_shown_key() }
+        let step = match &result {
+            Err(_) => HandshakeStep::Failed,
+            Ok(()) if self.session.is_resumed() => HandshakeStep::Resumed,
+            Ok(()) if self.session.asks_again() && !asked_again => HandshakeStep::Retry,
+            Ok(()) => HandshakeStep::Full,
+        };
+        let key = resolver::take_shown_key();
+        Outcome::Done { result, records: records.drain(pool), step, key }
+    }
+
+    /// The queue that it comes from.
+    pub fn queue(&self) -> HandshakeQueue {
+        self.at.queue
     }
 
     /// Which step it was, and the key that signed.
     pub fn step(&self) -> (HandshakeStep, KeyType) {
         match &self.outcome {
-            Outcome::Done { result: Ok(()), key, .. } => (HandshakeStep::Full, *key),
-            Outcome::Done { key, .. } => (HandshakeStep::Failed, *key),
+            Outcome::Done { step, key, .. } => (*step, *key),
             Outcome::Open | Outcome::Panicked(_) => (HandshakeStep::Failed, KeyType::None),
         }
     }
@@ -79,12 +111,12 @@ impl FirstStep {
     /// # Panics
     /// As the work did.
     pub fn into_returned(self) -> Returned {
-        let Self { session, outcome, .. } = self;
+        let Self { session, attempt, outcome, .. } = self;
         match outcome {
-            Outcome::Done { result, records, .. } => Returned { session, records, result },
+            Outcome::Done { result, records, .. } => Returned { session, attempt, records, result },
             Outcome::Open => {
                 let result = Err(Failure::Handshake(HandshakeOutcome::InternalError));
-                Returned { session, records: Vec::new(), result }
+                Returned { session, attempt, records: Vec::new(), result }
             }
             Outcome::Panicked(panic) => resume_unwind(panic),
         }

@@ -346,6 +346,17 @@ impl Session {
         }
     }
 
+    /// The client's first hello offered no group that we take, so that another one has to come, or
+    /// has.
+    pub fn asks_again(&self) -> bool {
+        match &self.layer {
+            Layer::Rustls { tls, .. } => {
+                tls.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest)
+            }
+            Layer::Lean(_) | Layer::None => false,
+        }
+    }
+
     /// The handshake is complete.
     pub fn is_established(&self) -> bool {
         match &self.layer {

@@ -120,7 +120,7 @@ impl Costs {
             HandshakeStep::Full => self.full.get(key.index()).copied().unwrap_or_default(),
             HandshakeStep::Resumed => self.resumed,
             HandshakeStep::Later => self.later,
-            HandshakeStep::Failed => Duration::ZERO,
+            HandshakeStep::Retry | HandshakeStep::Failed => Duration::ZERO,
         };
         if self.dearest.is_zero() {
             return took;

@@ -1,9 +1,9 @@
 //! Steps of handshakes: when the worker does one, and when it has one done.
 //!
-//! A step cannot be interrupted by the worker. Where it is dear (a signature with an RSA key), an
-//! established connection would wait for most of it: then the first steps of new clients are done
-//! one by one on another thread of the same core ([`Operation::Compute`]), which the kernel
-//! interrupts as soon as the worker has anything to do.
+//! A step cannot be interrupted by the worker. Where it is dear (our key signs), an established
+//! connection would wait for most of it: then first steps are done one by one on another thread of
+//! the same core ([`Operation::Compute`]), which the kernel interrupts as soon as the worker has
+//! anything to do.
 //!
 //! [`Operation::Compute`]: crate::io::Operation::Compute
 
@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use crate::connection::Stepped;
 use crate::io::{Io, Task, Time, Token};
-use crate::limits::{APART_PATIENCE, DEAR_STEP};
+use crate::limits::{APART_PATIENCE, DEAR_RESUMING_STEP, DEAR_STEP, STEPS_BESIDE_MAX};
 use crate::telemetry::labels::{HandshakeQueue, HandshakeStep, KeyType, Label};
 use crate::tls::first_step::FirstStep;
 
 use super::Worker;
 use super::admission::Refusal;
-use super::scheduler::{Next, Waiting};
+use super::scheduler::{Next, Queues, Waiting};
 use super::sources::table::Handle;
 
 /// While established connections keep the worker busy in every turn, handshakes are owed this part
@@ -25,18 +25,20 @@ use super::sources::table::Handle;
 const OWED_PART: u32 = 4;
 /// A turn counts as so long, at least.
 const TURN_MIN: Duration = Duration::from_micros(20);
-/// What a new measurement weighs in [`Pace::full_step`].
-const WEIGHT: u32 = 8;
+/// A new measurement's part in what a queue's steps take.
+const NEWEST_PART: u32 = 8;
 
 /// What the worker knows of the steps that it does and has done.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// Time that handshakes have coming while established connections go first.
     owed: Duration,
-    /// What the first step of a full handshake has taken lately.
-    full_step: Duration,
-    /// Since when a step is being done apart; `None`: none is.
-    apart_since: Option<Time>,
+    /// What full and resumed steps of each queue have taken lately.
+    lately: [Duration; HandshakeQueue::COUNT],
+    /// Steps that are done apart, or wait for it there.
+    apart: usize,
+    /// When one has gone there, or come back, last.
+    apart_at: Time,
 }
 
 impl<I: Io> Worker<I> {
@@ -47,12 +49,8 @@ impl<I: Io> Worker<I> {
         }
         let woken = self.now;
         self.now = self.io.now();
-        if self.steps_apart() {
-            self.have_steps_done();
-        }
-        if self.has_steps_to_do() {
-            self.do_steps(self.now.since(woken));
-        }
+        self.have_steps_done();
+        self.do_steps(self.now.since(woken));
         for queue in HandshakeQueue::ALL {
             let waiting = self.scheduler.waiting(*queue) as u64;
             self.counters.handshake_queue.of(*queue).set(waiting);
@@ -61,35 +59,51 @@ impl<I: Io> Worker<I> {
 
     /// Whether a step waits that may be done now, here or apart.
     pub(super) fn has_steps_to_do(&self) -> bool {
-        self.scheduler.has_work(self.takes_new())
+        self.scheduler.has_work(self.here()) || self.scheduler.has_work(self.apart())
     }
 
-    /// When a step that is done apart has taken so long that others are not kept waiting for it.
+    /// When a step that is done apart has taken so long that others are not kept waiting for it;
+    /// `None`: it has, or none is there.
     pub(super) fn apart_until(&self) -> Option<Time> {
-        self.pace.apart_since.map(|since| since + APART_PATIENCE).filter(|until| *until > self.now)
+        let until = self.pace.apart_at + APART_PATIENCE;
+        (self.pace.apart > 0 && until > self.now).then_some(until)
     }
 
-    /// Whether first steps of new clients are done apart: they are dear, and somebody would wait.
-    fn steps_apart(&self) -> bool {
-        self.pace.full_step >= DEAR_STEP && self.is_kept_busy()
+    /// Whether a queue's steps are dear, and somebody would wait for them.
+    fn is_dear(&self, queue: HandshakeQueue) -> bool {
+        let from = match queue {
+            HandshakeQueue::UnderWay => return false,
+            HandshakeQueue::Resuming => DEAR_RESUMING_STEP,
+            HandshakeQueue::New => DEAR_STEP,
+        };
+        let lately = self.pace.lately.get(queue.index()).copied().unwrap_or_default();
+        lately >= from && self.is_kept_busy()
     }
 
-    /// Whether the first step of a new client may begin, here or apart.
-    fn takes_new(&self) -> bool {
-        self.pace.apart_since.is_none() || self.apart_until().is_none() || !self.steps_apart()
+    /// What may begin apart: what is dear, if there is room.
+    fn apart(&self) -> Queues {
+        Queues::those(|queue| self.pace.apart < STEPS_BESIDE_MAX && self.is_dear(queue))
     }
 
-    /// Has the first step of the next new client done, if none is.
+    /// What may begin here: what is not dear; all, if what is apart does not come back.
+    fn here(&self) -> Queues {
+        let is_late = self.pace.apart > 0 && self.apart_until().is_none();
+        Queues::those(|queue| is_late || !self.is_dear(queue))
+    }
+
+    /// Has the next dear step done.
     fn have_steps_done(&mut self) {
-        while self.pace.apart_since.is_none()
-            && let Some(next) = self.scheduler.next_new(self.now)
-        {
-            self.take(next);
+        while let Some(next) = self.scheduler.next(self.now, self.apart()) {
+            self.take(next, true);
         }
     }
 
     /// `served` is how long this turn's events have taken.
     fn do_steps(&mut self, served: Duration) {
+        let here = self.here();
+        if !self.scheduler.has_work(here) {
+            return;
+        }
         let mut budget = self.snapshot.handshake.budget;
         // Who is established goes first; but handshakes are not put off for ever.
         if self.served_established {
@@ -103,52 +117,51 @@ impl<I: Io> Worker<I> {
             budget = Duration::ZERO;
         }
         self.pace.owed = Duration::ZERO;
-        let (until, new) = (self.now + budget, self.takes_new());
-        while let Some(next) = self.scheduler.next(self.now, new) {
-            if self.take(next) && self.now >= until {
+        let until = self.now + budget;
+        while let Some(next) = self.scheduler.next(self.now, here) {
+            if self.take(next, false) && self.now >= until {
                 break;
             }
         }
     }
 
-    /// Does what the scheduler has said; says whether it was a step.
-    fn take(&mut self, next: Next) -> bool {
+    /// Does what the scheduler has said, here or `apart`; says whether it was a step.
+    fn take(&mut self, next: Next, apart: bool) -> bool {
         match next {
             Next::Drop(waiting) => {
                 self.drop_overdue(waiting);
                 false
             }
             Next::Step(queue, waiting) => {
-                self.step(queue, waiting);
+                self.step(queue, waiting, apart);
                 true
             }
         }
     }
 
-    /// One step of one handshake, here or apart.
-    fn step(&mut self, queue: HandshakeQueue, waiting: Waiting) {
+    /// One step of one handshake, here or `apart`.
+    fn step(&mut self, queue: HandshakeQueue, waiting: Waiting, apart: bool) {
         let Waiting { slot, generation, since } = waiting;
         if queue != HandshakeQueue::UnderWay && self.is_spent(slot, generation) {
             return self.refuse(waiting, Refusal::SourceHandshakeCpu);
         }
         let source = self.source(slot, generation);
-        let is_apart = self.pace.apart_since.is_none() && self.steps_apart();
-        let is_apart = is_apart && queue == HandshakeQueue::New;
         let mut stepped = Stepped::Gone;
         self.with_connection(slot, generation, |connection, cx| {
-            stepped = connection.step(is_apart, cx);
+            stepped = connection.step(apart, cx);
         });
         let begun = self.now;
         match stepped {
             // It has cost nothing.
             Stepped::Gone => return,
             Stepped::Apart => {
-                self.pace.apart_since = Some(begun);
+                self.pace.apart += 1;
+                self.pace.apart_at = begun;
                 self.counters.steps_apart.add(1);
             }
             Stepped::Done(step, key) => {
                 self.now = self.io.after_step(step);
-                self.account(source, (step, key), self.now.since(begun));
+                self.account(source, queue, (step, key), self.now.since(begun));
             }
         }
         self.counters.handshake_wait(queue).observe(begun.since(since));
@@ -156,22 +169,24 @@ impl<I: Io> Worker<I> {
 
     /// The step that was done apart is done.
     pub(super) fn step_returns(&mut self, token: Token, task: Task) {
-        self.pace.apart_since = None;
+        self.pace.apart = self.pace.apart.saturating_sub(1);
+        self.pace.apart_at = self.now;
         let took = task.took;
         let Some(done) = task.into_work::<FirstStep>() else {
             unreachable!("nothing else is done apart")
         };
         let source = self.source(token.slot, token.generation);
-        self.account(source, done.step(), took);
+        self.account(source, done.queue(), done.step(), took);
         self.with_connection(token.slot, token.generation, |connection, cx| {
             connection.step_returns(*done, cx);
         });
     }
 
-    /// Books what a step has cost.
+    /// Books what a step of a queue has cost.
     fn account(
         &mut self,
         source: Option<Handle>,
+        queue: HandshakeQueue,
         (step, key): (HandshakeStep, KeyType),
         took: Duration,
     ) {
@@ -180,11 +195,13 @@ impl<I: Io> Worker<I> {
         let [steps, time] = self.counters.steps(step);
         steps.of(key).add(1);
         time.of(key).add(nanos);
-        if step == HandshakeStep::Full {
+        // Others tell nothing of what the next one will cost.
+        let tells = matches!(step, HandshakeStep::Full | HandshakeStep::Resumed);
+        if let Some(lately) = self.pace.lately.get_mut(queue.index()).filter(|_| tells) {
             // More was not its doing: the thread had lost its core.
-            let took = took.min(2 * DEAR_STEP);
-            let lately = if self.pace.full_step.is_zero() { took } else { self.pace.full_step };
-            self.pace.full_step = (lately * (WEIGHT - 1) + took) / WEIGHT;
+            let took = took.min(2 * DEAR_RESUMING_STEP);
+            let before = if lately.is_zero() { took } else { *lately };
+            *lately = (before * (NEWEST_PART - 1) + took) / NEWEST_PART;
         }
     }
 }

@@ -3,7 +3,8 @@
 //! A step of a handshake cannot be interrupted, so the step is the quantum: the worker takes one
 //! when no established connection waits, and looks at the ring again before the next. Steps wait
 //! in three queues. First come those of handshakes under way, which have cost us already and cost
-//! little more; then those of clients that want to resume; then new ones, the dearest.
+//! little more; then those of clients that want to resume; then new ones, the dearest. Who asks
+//! may want some of the queues only: a dear step can be done on another thread, one at a time.
 //!
 //! A queue is served in order while that is soon enough for everybody. When its oldest client has
 //! waited for half of `handshake.queue_deadline`, it is served newest first: there are more than
@@ -38,6 +39,25 @@ pub enum Next {
     Step(HandshakeQueue, Waiting),
     /// This one has waited too long, or there are too many: it is dropped.
     Drop(Waiting),
+}
+
+/// Some of the queues.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Queues([bool; HandshakeQueue::COUNT]);
+
+impl Queues {
+    /// Those for which `is_one` says so.
+    pub fn those(is_one: impl Fn(HandshakeQueue) -> bool) -> Self {
+        let mut these = Self::default();
+        for (queue, these) in HandshakeQueue::ALL.iter().zip(&mut these.0) {
+            *these = is_one(*queue);
+        }
+        these
+    }
+
+    fn has(self, queue: HandshakeQueue) -> bool {
+        self.0.get(queue.index()).copied().unwrap_or_default()
+    }
 }
 
 /// Steps of handshakes that wait.
@@ -130,32 +150,33 @@ impl Scheduler {
         self.len() < self.max_pending.div_ceil(4) * 3
     }
 
-    /// Whether there is something to do, `new` ones' first steps included or not.
-    pub fn has_work(&self, new: bool) -> bool {
-        !self.under_way.is_empty() || !self.resuming.0.is_empty() || (new && !self.new.0.is_empty())
+    /// Whether something waits in queues that are `wanted`.
+    pub fn has_work(&self, wanted: Queues) -> bool {
+        HandshakeQueue::ALL.iter().any(|queue| wanted.has(*queue) && self.waiting(*queue) > 0)
     }
 
-    /// What is to be done at `now`; first steps of `new` ones only if they are wanted.
-    pub fn next(&mut self, now: Time, new: bool) -> Option<Next> {
+    /// What is to be done at `now`, of what waits in queues that are `wanted`; who waits for too
+    /// long is dropped from any.
+    pub fn next(&mut self, now: Time, wanted: Queues) -> Option<Next> {
         if let Some(late) = self.take_late(now) {
             return Some(Next::Drop(late));
         }
-        if let Some(waiting) = self.under_way.pop_front() {
+        if wanted.has(HandshakeQueue::UnderWay)
+            && let Some(waiting) = self.under_way.pop_front()
+        {
             return Some(Next::Step(HandshakeQueue::UnderWay, waiting));
         }
-        let new = new && !self.new.0.is_empty();
-        let new_is_due = new && self.resuming_in_a_row >= RESUMING_IN_A_ROW_MAX;
-        if !new_is_due && let Some(waiting) = self.resuming.take(now, self.queue_deadline) {
+        let new_waits = wanted.has(HandshakeQueue::New) && !self.new.0.is_empty();
+        let new_is_due = new_waits && self.resuming_in_a_row >= RESUMING_IN_A_ROW_MAX;
+        if wanted.has(HandshakeQueue::Resuming)
+            && !new_is_due
+            && let Some(waiting) = self.resuming.take(now, self.queue_deadline)
+        {
             self.resuming_in_a_row = self.resuming_in_a_row.saturating_add(1);
             return Some(Next::Step(HandshakeQueue::Resuming, waiting));
         }
-        if new { self.next_new(now) } else { None }
-    }
-
-    /// What is to be done at `now` about those who are new.
-    pub fn next_new(&mut self, now: Time) -> Option<Next> {
-        if let Some(late) = self.take_late(now) {
-            return Some(Next::Drop(late));
+        if !new_waits {
+            return None;
         }
         self.resuming_in_a_row = 0;
         let waiting = self.new.take(now, self.queue_deadline)?;

@@ -14,6 +14,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod apart;
 mod bad_input;
 mod client_auth;
 mod content;

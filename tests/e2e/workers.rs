@@ -1,18 +1,13 @@
 //! Several workers share the load.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde_json::Value;
 
-use crate::load;
 use crate::support::backend::Backend;
-use crate::support::certificates::Kind;
 use crate::support::client;
-use crate::support::server::{Server, Setup};
+use crate::support::server::Setup;
 
 /// More workers than a small machine has cores still all serve.
 #[test]
@@ -51,56 +46,6 @@ fn workers_can_be_pinned_to_chosen_cpus() {
         .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok())
         .any(|status| status.lines().any(|line| line == "Cpus_allowed_list:\t0"));
     assert!(pinned, "no thread is pinned to CPU 0");
-}
-
-/// Scheduling policy (sched(7)) and CPUs of the process's thread of that name.
-fn thread(server: &Server, name: &str) -> (u32, String) {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.process.id())).unwrap();
-    let read = |task: &Path, file| std::fs::read_to_string(task.join(file)).unwrap();
-    let is_it = |task: &PathBuf| read(task, "comm").trim() == name;
-    let task = tasks.map(|task| task.unwrap().path()).find(is_it);
-    let task = task.unwrap_or_else(|| panic!("no thread {name}"));
-    let stat = read(&task, "stat");
-    // Field 41 (proc_pid_stat(5)); the name, in parentheses, is field 2.
-    let policy = stat.rsplit(") ").next().unwrap().split(' ').nth(38).unwrap();
-    let status = read(&task, "status");
-    let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"));
-    (policy.parse().unwrap(), cpus.unwrap().to_owned())
-}
-
-/// Handshakes with an RSA key while somebody asks 500 times a second.
-#[test]
-fn dear_handshakes_are_done_beside_the_worker_while_established_connections_are_busy() {
-    const SCHED_IDLE: u32 = 5;
-    let mut setup = Setup::new(Backend::echo()).certificate(Kind::Rsa, &["localhost"]);
-    setup.cpus = Some("0");
-    let mut server = setup.start();
-    let target = server.address;
-    let shake_hands = |tls: &str| {
-        let options = format!("{tls} --connections 8 --duration 1s");
-        load::json("handshake", target, &options)
-    };
-    let failed = |found: &Value| found["measured"]["failed"].as_u64().unwrap();
-
-    let apart = "portcullis_handshake_steps_apart_total";
-    assert_eq!(failed(&shake_hands("--tls 1.3")), 0);
-    assert_eq!(server.metrics().get(apart), 0.0, "nobody was there to go first");
-
-    let options = "--protocol raw --up 100B --connections 16 --rate 500 --duration 4s";
-    let asking = std::thread::spawn(move || load::json("request", target, options));
-    let both =
-        ["--tls 1.3", "--tls 1.2"].map(|tls| (shake_hands(tls), server.metrics().get(apart)));
-    assert!(both.iter().all(|(found, _)| failed(found) == 0), "{both:#?}");
-    assert!(0.0 < both[0].1 && both[0].1 < both[1].1, "in each version: {both:#?}");
-    assert_eq!(thread(&server, "beside-0"), (SCHED_IDLE, "0".to_owned()));
-    let found = asking.join().unwrap();
-    assert_eq!(failed(&found), 0, "{found:#}");
-    let metrics = server.metrics();
-    let full = metrics.get("portcullis_handshake_steps_total{step=\"full\"}");
-    assert!(metrics.get(apart) < full, "{} of {full}", metrics.get(apart));
-    server.wait_idle();
-    server.signal(Signal::SIGTERM);
-    assert!(server.wait_exit().success());
 }
 
 /// Connects `count` times from a CPU, talks, and ends.

@@ -380,8 +380,10 @@ impl SimIo {
         task.run(&mut Pool::default());
         task.took = took;
         let starves = self.world.random.chance(self.world.faults.late_completions);
-        let delay = if starves { self.world.random.micros(1, 500_000) } else { took };
-        self.world.schedule_in(took.max(delay), Event::Computed { key });
+        let waits = if starves { self.world.random.micros(1, 500_000) } else { Duration::ZERO };
+        // One after another.
+        self.beside_until = self.beside_until.max(self.world.now) + waits + took;
+        self.world.schedule(self.beside_until, Event::Computed { key });
     }
 
     pub(crate) fn computed(&mut self, key: u64) {

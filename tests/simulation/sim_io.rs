@@ -62,6 +62,8 @@ pub(crate) struct SimIo {
     pub(crate) sockets: BTreeMap<(u32, bool), Socket>,
     pub(crate) buffers: ReceiveBuffers,
     queued: Vec<u64>,
+    /// When the thread beside the worker has done what it has to do.
+    pub(crate) beside_until: Time,
     /// The most operations that the worker has had started between two looks.
     pub(crate) most_started: usize,
     /// When a socket's latest completion is seen.
@@ -93,6 +95,7 @@ impl SimIo {
             in_flight: BTreeMap::new(),
             sockets: BTreeMap::new(),
             queued: Vec::new(),
+            beside_until: Time(0),
             most_started: 0,
             last_seen: BTreeMap::new(),
             commands,
@@ -361,7 +364,7 @@ impl Io for SimIo {
         let micros = match step {
             HandshakeStep::Full | HandshakeStep::Failed => full,
             HandshakeStep::Resumed => full / 2,
-            HandshakeStep::Later => full / 10,
+            HandshakeStep::Later | HandshakeStep::Retry => full / 10,
         };
         self.world.now = self.world.now + Duration::from_micros(micros);
         self.world.now

@@ -2,7 +2,7 @@
 //! descriptors, and only while nobody else of that core has anything to do.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::Thread;
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
@@ -20,7 +20,11 @@ pub(super) struct Beside {
     /// `None`: it is to end.
     orders: Option<rtrb::Producer<Order>>,
     done: rtrb::Consumer<Order>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
+    /// Orders that have not come back.
+    out: usize,
+    /// It has had an order since the last [`Ring::rest_beside`].
+    is_used: bool,
 }
 
 struct Order {
@@ -41,6 +45,17 @@ impl Ring {
         if let Err(mut task) = ordered {
             run(&mut task, &mut Pool::default());
             self.answered.push(completion(token, task));
+        }
+    }
+
+    /// Lets the thread go if it has not been needed since the last call: its stack, caches and
+    /// buffers are memory, too.
+    pub(super) fn rest_beside(&mut self) {
+        if let Some(beside) = &mut self.beside {
+            let is_used = std::mem::take(&mut beside.is_used);
+            if !is_used && beside.out == 0 {
+                self.beside = None;
+            }
         }
     }
 
@@ -67,7 +82,8 @@ impl Beside {
         });
         let thread = std::thread::Builder::new().name(name);
         let thread = thread.spawn(move || serve(for_it, by_it, &wake))?;
-        Ok(Self { orders: Some(orders), done, thread: Some(thread) })
+        let thread = thread.thread().clone();
+        Ok(Self { orders: Some(orders), done, thread, out: 0, is_used: true })
     }
 
     /// Has it done.
@@ -75,12 +91,13 @@ impl Beside {
     /// # Errors
     /// Gives it back when [`STEPS_BESIDE_MAX`] are on their way.
     pub(super) fn order(&mut self, token: Token, task: Box<Task>) -> Result<(), Box<Task>> {
-        let (Some(orders), Some(thread)) = (&mut self.orders, &self.thread) else {
+        let Some(orders) = self.orders.as_mut().filter(|_| self.out < STEPS_BESIDE_MAX) else {
             return Err(task);
         };
         match orders.push(Order { token, task }) {
             Ok(()) => {
-                thread.thread().unpark();
+                (self.is_used, self.out) = (true, self.out + 1);
+                self.thread.unpark();
                 Ok(())
             }
             Err(rtrb::PushError::Full(Order { task, .. })) => Err(task),
@@ -89,18 +106,17 @@ impl Beside {
 
     /// One that is done.
     pub(super) fn take(&mut self) -> Option<Completion> {
-        self.done.pop().ok().map(|Order { token, task }| completion(token, task))
+        let Order { token, task } = self.done.pop().ok()?;
+        self.out -= 1;
+        Some(completion(token, task))
     }
 }
 
 impl Drop for Beside {
+    /// Lets the thread end by itself. Nobody waits for that: it comes last of all on its core.
     fn drop(&mut self) {
         self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It catches what its task panics with.
-            let _ended = thread.join();
-        }
+        self.thread.unpark();
     }
 }
 
@@ -165,22 +181,21 @@ mod tests {
         ring.submit(Token::new(slot, 3, Kind::Compute), Operation::Compute(task));
     }
 
-    /// The next that is done: its slot, what it took, and whether another thread has done it.
-    fn done(ring: &mut Ring) -> (u32, Duration, bool) {
-        let mut completions = Vec::new();
+    /// So many that are done, by slot: what each took, and whether another thread has done it.
+    fn done(ring: &mut Ring, count: usize) -> Vec<(u32, Duration, bool)> {
+        let (mut completions, mut all) = (Vec::new(), Vec::new());
         let until = ring.now() + Duration::from_secs(20);
-        while ring.now() < until {
+        while all.len() < count && ring.now() < until {
             ring.wait(Some(until), &mut completions);
-            completions.retain(|one| one.token.kind == Kind::Compute);
-            if let Some(Completion { token, payload: Payload::Computed(task), .. }) =
-                completions.pop()
-            {
+            for Completion { token, payload, .. } in completions.drain(..) {
+                let Payload::Computed(task) = payload else { continue };
                 let took = task.took;
                 let by = task.into_work::<Toil>().unwrap().by.unwrap();
-                return (token.slot, took, by != std::thread::current().id());
+                all.push((token.slot, took, by != std::thread::current().id()));
             }
         }
-        panic!("nothing is done")
+        all.sort_unstable();
+        all
     }
 
     #[test]
@@ -188,24 +203,34 @@ mod tests {
         let mut ring = Ring::new(2, Vec::new(), Arc::new(EventFd::new().unwrap())).unwrap();
         for slot in [0, 1, 0] {
             toil(&mut ring, slot);
-            let (of, took, elsewhere) = done(&mut ring);
-            assert_eq!((of, elsewhere), (slot, true));
+            let [(of, took, true)] = done(&mut ring, 1)[..] else { panic!("not done elsewhere") };
+            assert_eq!(of, slot);
             let most = Duration::from_millis(200);
             assert!((Duration::from_millis(10)..most).contains(&took), "{took:?}");
         }
     }
 
     #[test]
-    fn what_is_one_too_many_is_done_here() {
-        let mut ring = Ring::new(2, Vec::new(), Arc::new(EventFd::new().unwrap())).unwrap();
-        // One is in hand at most, and STEPS_BESIDE_MAX wait.
-        for slot in 0..3 {
-            toil(&mut ring, slot);
+    fn a_thread_that_is_not_needed_ends_and_another_one_comes_when_it_is() {
+        let mut ring = Ring::new(1, Vec::new(), Arc::new(EventFd::new().unwrap())).unwrap();
+        for _ in 0..2 {
+            assert!(!ring.is_large());
+            toil(&mut ring, 0);
+            ring.trim();
+            ring.trim();
+            assert!(ring.is_large(), "it has not answered");
+            assert!(done(&mut ring, 1)[0].2);
+            ring.trim();
+            ring.trim();
         }
-        let mut all = [(); 3].map(|()| done(&mut ring));
-        all.sort_unstable();
-        assert_eq!(all.map(|(slot, ..)| slot), [0, 1, 2]);
-        assert!(all.iter().any(|(.., elsewhere)| !elsewhere), "{all:?}");
-        assert!(all.iter().any(|(.., elsewhere)| *elsewhere), "{all:?}");
+    }
+
+    #[test]
+    fn what_is_one_too_many_is_done_here() {
+        let mut ring = Ring::new(3, Vec::new(), Arc::new(EventFd::new().unwrap())).unwrap();
+        (0..=STEPS_BESIDE_MAX).for_each(|slot| toil(&mut ring, slot.try_into().unwrap()));
+        let all = done(&mut ring, STEPS_BESIDE_MAX + 1);
+        let all: Vec<_> = all.iter().map(|(slot, _, elsewhere)| (*slot, *elsewhere)).collect();
+        assert_eq!(all, [(0, true), (1, true), (2, false)]);
     }
 }

@@ -93,6 +93,19 @@ impl Resumption {
         self.own.borrow_mut().keys = keys;
     }
 
+    /// What another thread needs to do a step of a handshake for the worker: all but the worker's own
+    /// cache, of which what it needs is in that of all workers, too.
+    pub fn lend(&self) -> Beginnings {
+        Beginnings {
+            tickets: self.tickets,
+            lifetime: self.lifetime,
+            cache_entries: 0,
+            cache_bytes: 0,
+            keys: Arc::clone(&self.own.borrow().keys),
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
     /// Sessions in the worker's own cache, and their bytes.
     pub fn cached(&self) -> (u32, usize) {
         let own = self.own.borrow();

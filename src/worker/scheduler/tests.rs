@@ -3,6 +3,7 @@
 use super::*;
 
 const MS: u64 = 1_000_000;
+const ALL: Queues = Queues([true; HandshakeQueue::COUNT]);
 const DEADLINE: Duration = Duration::from_secs(2);
 
 fn waiting(slot: u32, ms: u64) -> Waiting {
@@ -15,7 +16,7 @@ fn scheduler(max_pending: u32) -> Scheduler {
 
 /// The slots served, at one time, until none waits.
 fn order(scheduler: &mut Scheduler, ms: u64) -> Vec<u32> {
-    std::iter::from_fn(|| scheduler.next(Time(ms * MS), true))
+    std::iter::from_fn(|| scheduler.next(Time(ms * MS), ALL))
         .map(|next| match next {
             Next::Step(_, waiting) => waiting.slot,
             Next::Drop(waiting) => panic!("dropped {waiting:?}"),
@@ -54,7 +55,7 @@ fn a_queue_whose_oldest_has_waited_long_is_served_newest_first() {
     for (slot, ms) in [(1, 0), (2, 0), (3, 900), (4, 1000)] {
         scheduler.push(HandshakeQueue::New, waiting(slot, ms));
     }
-    let mut step = |ms| match scheduler.next(Time(ms * MS), true) {
+    let mut step = |ms| match scheduler.next(Time(ms * MS), ALL) {
         Some(Next::Step(_, waiting)) => waiting.slot,
         other => panic!("{other:?}"),
     };
@@ -72,7 +73,7 @@ fn who_has_waited_too_long_is_dropped_unless_the_handshake_is_under_way() {
     scheduler.push(HandshakeQueue::New, waiting(3, 0));
     scheduler.push(HandshakeQueue::New, waiting(4, 1000));
     let at = Time(2500 * MS);
-    let all: Vec<Next> = std::iter::from_fn(|| scheduler.next(at, true)).collect();
+    let all: Vec<Next> = std::iter::from_fn(|| scheduler.next(at, ALL)).collect();
     assert_eq!(
         all,
         [
@@ -92,28 +93,30 @@ fn twice_as_many_as_may_wait_drop_the_oldest_new_ones() {
         scheduler.push(HandshakeQueue::New, waiting(slot, u64::from(slot)));
     }
     assert!(scheduler.is_full() && !scheduler.has_room());
-    assert_eq!(scheduler.next(Time(6 * MS), true), Some(Next::Drop(waiting(1, 1))));
+    assert_eq!(scheduler.next(Time(6 * MS), ALL), Some(Next::Drop(waiting(1, 1))));
     assert_eq!(order(&mut scheduler, 6), [2, 3, 4, 5]);
 }
 
 #[test]
-fn new_ones_wait_while_only_others_are_wanted_and_are_dropped_all_the_same() {
+fn only_what_is_wanted_is_served_and_who_is_late_is_dropped_all_the_same() {
     let mut scheduler = scheduler(100);
+    let cheap = Queues::those(|queue| queue != HandshakeQueue::New);
+    let new = Queues::those(|queue| queue == HandshakeQueue::New);
     scheduler.push(HandshakeQueue::New, waiting(1, 0));
     scheduler.push(HandshakeQueue::New, waiting(2, 1000));
-    assert!(scheduler.has_work(true) && !scheduler.has_work(false));
-    assert_eq!(scheduler.next(Time(0), false), None);
+    assert!(scheduler.has_work(ALL) && scheduler.has_work(new) && !scheduler.has_work(cheap));
+    assert_eq!(scheduler.next(Time(0), cheap), None);
     for slot in 3..40 {
         scheduler.push(HandshakeQueue::Resuming, waiting(slot, 0));
     }
-    assert!(scheduler.has_work(false));
     for slot in 3..40 {
         let step = Some(Next::Step(HandshakeQueue::Resuming, waiting(slot, 0)));
-        assert_eq!(scheduler.next(Time(1), false), step, "none is due among them");
+        assert_eq!(scheduler.next(Time(1), cheap), step, "no new one is due among them");
     }
-    assert_eq!(scheduler.next(Time(2500 * MS), false), Some(Next::Drop(waiting(1, 0))));
-    assert_eq!(scheduler.next(Time(2500 * MS), false), None);
+    assert_eq!(scheduler.next(Time(2500 * MS), cheap), Some(Next::Drop(waiting(1, 0))));
+    assert_eq!(scheduler.next(Time(2500 * MS), cheap), None);
+    scheduler.push(HandshakeQueue::UnderWay, waiting(40, 0));
     let step = Some(Next::Step(HandshakeQueue::New, waiting(2, 1000)));
-    assert_eq!(scheduler.next_new(Time(2500 * MS)), step);
-    assert_eq!(scheduler.next_new(Time(2500 * MS)), None);
+    assert_eq!(scheduler.next(Time(2500 * MS), new), step);
+    assert_eq!(scheduler.next(Time(2500 * MS), new), None);
 }
