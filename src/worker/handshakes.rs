@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use crate::connection::Stepped;
 use crate::io::{Io, Task, Time, Token};
-use crate::limits::{APART_PATIENCE, DEAR_RESUMING_STEP, DEAR_STEP, STEPS_BESIDE_MAX};
+use crate::limits::{APART_PATIENCE, DEAR_STEP, STEPS_BESIDE_MAX};
 use crate::telemetry::labels::{HandshakeQueue, HandshakeStep, KeyType, Label};
 use crate::tls::first_step::FirstStep;
 
 use super::Worker;
 use super::admission::Refusal;
-use super::scheduler::{Next, Queues, Waiting};
+use super::scheduler::{Next, Queues, RESUMING_IN_A_ROW_MAX, Waiting};
 use super::sources::table::Handle;
 
 /// While established connections keep the worker busy in every turn, handshakes are owed this part
@@ -39,6 +39,8 @@ pub(super) struct Pace {
     apart: usize,
     /// When one has gone there, or come back, last.
     apart_at: Time,
+    /// Steps of resuming clients since then, done here.
+    resumed: u32,
 }
 
 impl<I: Io> Worker<I> {
@@ -71,13 +73,8 @@ impl<I: Io> Worker<I> {
 
     /// Whether a queue's steps are dear, and somebody would wait for them.
     fn is_dear(&self, queue: HandshakeQueue) -> bool {
-        let from = match queue {
-            HandshakeQueue::UnderWay => return false,
-            HandshakeQueue::Resuming => DEAR_RESUMING_STEP,
-            HandshakeQueue::New => DEAR_STEP,
-        };
         let lately = self.pace.lately.get(queue.index()).copied().unwrap_or_default();
-        lately >= from && self.is_kept_busy()
+        queue != HandshakeQueue::UnderWay && lately >= DEAR_STEP && self.is_kept_busy()
     }
 
     /// What may begin apart: what is dear, if there is room.
@@ -85,10 +82,15 @@ impl<I: Io> Worker<I> {
         Queues::those(|queue| self.pace.apart < STEPS_BESIDE_MAX && self.is_dear(queue))
     }
 
-    /// What may begin here: what is not dear; all, if what is apart does not come back.
+    /// What may begin here: what is not dear, and of clients that resume not so many that what is
+    /// apart never gets the core; all, if it does not come back.
     fn here(&self) -> Queues {
         let is_late = self.pace.apart > 0 && self.apart_until().is_none();
-        Queues::those(|queue| is_late || !self.is_dear(queue))
+        let is_due = self.pace.apart > 0 && self.pace.resumed >= RESUMING_IN_A_ROW_MAX;
+        Queues::those(|queue| {
+            let gives_way = is_due && queue == HandshakeQueue::Resuming;
+            is_late || !(self.is_dear(queue) || gives_way)
+        })
     }
 
     /// Has the next dear step done.
@@ -156,10 +158,12 @@ impl<I: Io> Worker<I> {
             Stepped::Gone => return,
             Stepped::Apart => {
                 self.pace.apart += 1;
-                self.pace.apart_at = begun;
+                (self.pace.apart_at, self.pace.resumed) = (begun, 0);
                 self.counters.steps_apart.add(1);
             }
             Stepped::Done(step, key) => {
+                let resumes = queue == HandshakeQueue::Resuming;
+                self.pace.resumed = self.pace.resumed.saturating_add(u32::from(resumes));
                 self.now = self.io.after_step(step);
                 self.account(source, queue, (step, key), self.now.since(begun));
             }
@@ -170,7 +174,7 @@ impl<I: Io> Worker<I> {
     /// The step that was done apart is done.
     pub(super) fn step_returns(&mut self, token: Token, task: Task) {
         self.pace.apart = self.pace.apart.saturating_sub(1);
-        self.pace.apart_at = self.now;
+        (self.pace.apart_at, self.pace.resumed) = (self.now, 0);
         let took = task.took;
         let Some(done) = task.into_work::<FirstStep>() else {
             unreachable!("nothing else is done apart")
@@ -199,7 +203,7 @@ impl<I: Io> Worker<I> {
         let tells = matches!(step, HandshakeStep::Full | HandshakeStep::Resumed);
         if let Some(lately) = self.pace.lately.get_mut(queue.index()).filter(|_| tells) {
             // More was not its doing: the thread had lost its core.
-            let took = took.min(2 * DEAR_RESUMING_STEP);
+            let took = took.min(2 * DEAR_STEP);
             let before = if lately.is_zero() { took } else { *lately };
             *lately = (before * (NEWEST_PART - 1) + took) / NEWEST_PART;
         }

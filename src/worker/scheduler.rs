@@ -19,7 +19,7 @@ use crate::telemetry::labels::{HandshakeQueue, Label};
 
 /// Steps of resuming clients after which a new one gets its turn, if one waits: those who come back
 /// are many and must not keep out those who come for the first time.
-const RESUMING_IN_A_ROW_MAX: u32 = 16;
+pub(super) const RESUMING_IN_A_ROW_MAX: u32 = 16;
 
 /// A connection that waits for the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

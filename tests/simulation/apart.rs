@@ -60,7 +60,7 @@ fn a_kept_connection_waits_for_no_dear_step() {
 #[test]
 fn a_cheap_step_is_done_where_it_is() {
     let mut setting = setting(kept(), || Plan::echo(10));
-    setting.faults.full_step_micros = 40;
+    setting.faults.full_step_micros = 100;
     let outcome = setting.run();
     assert_eq!(outcome.counters.steps_apart.get(), 0);
 }

@@ -383,10 +383,16 @@ impl SimIo {
         let waits = if starves { self.world.random.micros(1, 500_000) } else { Duration::ZERO };
         // One after another.
         self.beside_until = self.beside_until.max(self.world.now) + waits + took;
-        self.world.schedule(self.beside_until, Event::Computed { key });
+        self.world.schedule(self.beside_until, Event::Computed { key, worked: self.worked });
     }
 
-    pub(crate) fn computed(&mut self, key: u64) {
+    pub(crate) fn computed(&mut self, key: u64, worked: Duration) {
+        let lost = self.worked.saturating_sub(worked);
+        if !lost.is_zero() {
+            self.beside_until = self.beside_until.max(self.world.now + lost);
+            self.world.schedule_in(lost, Event::Computed { key, worked: self.worked });
+            return;
+        }
         let held = self.in_flight.get_mut(&key).expect("it is not given up");
         let Some(Operation::Compute(task)) = held.operation.take() else {
             panic!("{:?} is no task", held.token);

@@ -62,8 +62,10 @@ pub(crate) struct SimIo {
     pub(crate) sockets: BTreeMap<(u32, bool), Socket>,
     pub(crate) buffers: ReceiveBuffers,
     queued: Vec<u64>,
-    /// When the thread beside the worker has done what it has to do.
+    /// When the thread beside the worker has done what it has to do, if it gets the core.
     pub(crate) beside_until: Time,
+    /// What the worker's steps have taken.
+    pub(crate) worked: Duration,
     /// The most operations that the worker has had started between two looks.
     pub(crate) most_started: usize,
     /// When a socket's latest completion is seen.
@@ -96,6 +98,7 @@ impl SimIo {
             sockets: BTreeMap::new(),
             queued: Vec::new(),
             beside_until: Time(0),
+            worked: Duration::ZERO,
             most_started: 0,
             last_seen: BTreeMap::new(),
             commands,
@@ -170,7 +173,7 @@ impl SimIo {
             Event::ConnectAnswered { key, talk, attempt, result } => {
                 self.connect_answered(key, talk, attempt, result);
             }
-            Event::Computed { key } => self.computed(key),
+            Event::Computed { key, worked } => self.computed(key, worked),
             Event::CancelRuns { key } => self.cancel(key),
             Event::Command(command) => {
                 self.commands.push(command).expect("room in the mailbox");
@@ -366,7 +369,9 @@ impl Io for SimIo {
             HandshakeStep::Resumed => full / 2,
             HandshakeStep::Later | HandshakeStep::Retry => full / 10,
         };
-        self.world.now = self.world.now + Duration::from_micros(micros);
+        let took = Duration::from_micros(micros);
+        self.worked += took;
+        self.world.now = self.world.now + took;
         self.world.now
     }
 

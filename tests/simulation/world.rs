@@ -31,8 +31,9 @@ pub(crate) enum Event {
     Complete(Completion),
     /// The network answers a connect.
     ConnectAnswered { key: u64, talk: usize, attempt: usize, result: Result<(), Errno> },
-    /// The thread beside the worker has done a step.
-    Computed { key: u64 },
+    /// The thread beside the worker has done a step, if the worker has done none since it had
+    /// `worked` so long.
+    Computed { key: u64, worked: Duration },
     /// A cancel is carried out.
     CancelRuns { key: u64 },
     /// The control thread leaves a command.
