@@ -89,7 +89,9 @@ impl<I: Io> Worker<I> {
             return self.step_returns(token, *task);
         }
         self.served_established |= connection.is_established();
-        if connection.is_kept(self.now) {
+        // One that comes to rest, or ends, has nothing to wait for.
+        let moves = matches!(payload, Payload::Received(_) | Payload::Sent(_));
+        if moves && connection.is_kept(self.now) {
             self.kept_busy_until = self.now + KEPT_BUSY;
         }
         let (received, delivery) = match payload {

@@ -7,7 +7,7 @@ use portcullis::telemetry::labels::{
     CloseReason, HandshakeOutcome, HandshakeStep, KeyType, Label, Limit,
 };
 
-use crate::faults::{Misbehaviour, Pace, Plan};
+use crate::faults::{ClientEnd, Misbehaviour, Pace, Plan};
 use crate::random::Random;
 use crate::run::{Outcome, Sent, Setting};
 
@@ -151,4 +151,23 @@ fn who_times_out_while_the_step_is_done_is_closed_when_it_is() {
         timed_out += outcome.counters.handshakes.of(HandshakeOutcome::Timeout).get();
     }
     assert!(timed_out > 0);
+}
+
+#[test]
+fn who_comes_to_rest_has_nothing_to_wait_for() {
+    let mut idle = Plan::echo(10);
+    idle.client.end = ClientEnd::Never;
+    let mut setting = Setting::of(vec![idle; 20]);
+    setting.faults.full_step_micros = 1000;
+    setting.connections = 256;
+    setting.handshake.max_pending = 1000;
+    // A second after their last word they come to rest, one after another.
+    for (number, (at, _)) in (0..).zip(&mut setting.clients) {
+        *at = Time(number * 10_000_000);
+    }
+    let others = (0..100).map(|number| (Time(1_050_000_000 + number * 2_000_000), Plan::echo(10)));
+    setting.clients.extend(others);
+    let outcome = setting.run();
+    assert!(outcome.counters.rests.get() >= 20);
+    assert_eq!(outcome.counters.steps_apart.get(), 0);
 }

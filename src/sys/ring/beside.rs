@@ -13,7 +13,6 @@ use crate::io::{Completion, Payload, Task, Token};
 use crate::limits::STEPS_BESIDE_MAX;
 
 use super::Ring;
-use crate::sys::allocator::Arena;
 use crate::sys::start::step_back;
 
 /// The worker's hold on it.
@@ -82,12 +81,7 @@ impl Beside {
             name.replace("worker", "beside")
         });
         let thread = std::thread::Builder::new().name(name);
-        let arena = Arena::own();
-        let thread = thread.spawn(move || {
-            step_back();
-            arena.into_iter().for_each(Arena::share);
-            serve(for_it, by_it, &wake);
-        })?;
+        let thread = thread.spawn(move || serve(for_it, by_it, &wake))?;
         let thread = thread.thread().clone();
         Ok(Self { orders: Some(orders), done, thread, out: 0, is_used: true })
     }
@@ -127,6 +121,7 @@ impl Drop for Beside {
 }
 
 fn serve(mut orders: rtrb::Consumer<Order>, mut done: rtrb::Producer<Order>, wake: &Arc<EventFd>) {
+    step_back();
     let mut pool = Pool::default();
     loop {
         match orders.pop() {
