@@ -181,13 +181,13 @@ pub const CONNECTION_RATE_MAX: u32 = 1_000_000;
 /// key's cost at most: more was not the client's doing, the thread had lost its core.
 pub const STEP_CHARGE_MAX: u32 = 4;
 
-/// The answer to a `ClientHello` that takes so long is dear: while kept connections are busy it is not
-/// made by the worker but beside it, at the cost of two changes of thread (5 to 10 us). With ECDSA P-256
-/// and X25519 it takes 60 to 150 us, with an RSA key of 2048 bits 400 to 1,200.
+/// The answer to a `ClientHello` that takes so long is dear: while kept connections are busy it is
+/// not made by the worker but beside it, at the cost of two changes of thread (5 to 10 us). With
+/// ECDSA P-256 and X25519 it takes 60 to 150 us, with an RSA key of 2048 bits 400 to 1,200.
 pub const DEAR_STEP: Duration = Duration::from_micros(200);
 
 /// Steps of handshakes that are with the thread beside a worker at most: one that it does, and one
-/// with which it goes on while the worker is busy. Who else comes is still in line, and can be dropped.
+/// with which it goes on while the worker is busy. Who else comes is in line, and can be dropped.
 pub const STEPS_BESIDE_MAX: usize = 2;
 
 /// For so long new clients wait for the step that is done beside the worker. A core that has no
