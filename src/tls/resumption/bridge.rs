@@ -93,8 +93,8 @@ impl Resumption {
         self.own.borrow_mut().keys = keys;
     }
 
-    /// What another thread needs to do a step of a handshake for the worker: all but the worker's own
-    /// cache, of which what it needs is in that of all workers, too.
+    /// What another thread needs to do a step of a handshake for the worker: all but the worker's
+    /// own cache, whose sessions are in that of all workers, too.
     pub fn lend(&self) -> Beginnings {
         Beginnings {
             tickets: self.tickets,
