@@ -181,9 +181,9 @@ pub const CONNECTION_RATE_MAX: u32 = 1_000_000;
 /// key's cost at most: more was not the client's doing, the thread had lost its core.
 pub const STEP_CHARGE_MAX: u32 = 4;
 
-/// The answer to a `ClientHello` that takes so long is dear: while kept connections are busy it is
-/// not made by the worker but beside it, at the cost of two changes of thread (5 to 10 us). With
-/// ECDSA P-256 and X25519 it takes 60 to 150 us, with an RSA key of 2048 bits 400 to 1,200.
+/// The answer to a `ClientHello` that takes so long is dear: for [`KEPT_LATELY`] it is not made by
+/// the worker but beside it, at the cost of two changes of thread (5 to 10 us). With ECDSA P-256
+/// and X25519 it takes 60 to 150 us, with an RSA key of 2048 bits 400 to 1,200.
 pub const DEAR_STEP: Duration = Duration::from_micros(200);
 
 /// Steps of handshakes that are with the thread beside a worker at most: one that it does, and one
@@ -202,6 +202,10 @@ pub const KEPT_AFTER: Duration = Duration::from_millis(20);
 /// For so long behind an event of a kept connection handshakes go one step at a time. Traffic that
 /// has more seldom events finds the worker idle, or waits for two or three steps instead of one.
 pub const KEPT_BUSY: Duration = Duration::from_millis(10);
+
+/// For so long behind bytes of a kept connection dear steps are done beside the worker: who asks ten
+/// times a second would else meet one in every second question.
+pub const KEPT_LATELY: Duration = Duration::from_secs(1);
 
 /// Workers, at most.
 pub const WORKERS_MAX: usize = 1024;

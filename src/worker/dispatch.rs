@@ -11,7 +11,6 @@ use crate::connection::common::Common;
 use crate::connection::context::Context;
 use crate::connection::{Connection, Delivery};
 use crate::io::{Completion, Io, Kind, Payload};
-use crate::limits::KEPT_BUSY;
 use crate::telemetry::labels::{CloseReason, HandshakeOutcome, Limit};
 
 use super::Worker;
@@ -92,7 +91,7 @@ impl<I: Io> Worker<I> {
         // One that comes to rest, or ends, has nothing to wait for.
         let moves = matches!(payload, Payload::Received(_) | Payload::Sent(_));
         if moves && connection.is_kept(self.now) {
-            self.kept_busy_until = self.now + KEPT_BUSY;
+            self.kept_at = Some(self.now);
         }
         let (received, delivery) = match payload {
             Payload::Received(at) => (Some(at), Delivery::None),

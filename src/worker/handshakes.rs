@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::connection::Stepped;
 use crate::io::{Io, Task, Time, Token};
-use crate::limits::{APART_PATIENCE, DEAR_STEP, STEPS_BESIDE_MAX};
+use crate::limits::{APART_PATIENCE, DEAR_STEP, KEPT_LATELY, STEPS_BESIDE_MAX};
 use crate::telemetry::labels::{HandshakeQueue, HandshakeStep, KeyType, Label};
 use crate::tls::first_step::FirstStep;
 
@@ -74,7 +74,9 @@ impl<I: Io> Worker<I> {
     /// Whether a queue's steps are dear, and somebody would wait for them.
     fn is_dear(&self, queue: HandshakeQueue) -> bool {
         let lately = self.pace.lately.get(queue.index()).copied().unwrap_or_default();
-        queue != HandshakeQueue::UnderWay && lately >= DEAR_STEP && self.is_kept_busy()
+        queue != HandshakeQueue::UnderWay
+            && lately >= DEAR_STEP
+            && self.have_kept_moved(KEPT_LATELY)
     }
 
     /// What may begin apart: what is dear, if there is room.

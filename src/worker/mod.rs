@@ -24,7 +24,7 @@ use crate::backend::balance::RoundRobin;
 use crate::backend::permits::Permits;
 use crate::io::buffer::Pool;
 use crate::io::{Completion, Io, Kind, Operation, Time, Token};
-use crate::limits::{ACCEPTS_ARMED, COMPLETIONS_KEPT, ENDED_MIN, TRIM_INTERVAL};
+use crate::limits::{ACCEPTS_ARMED, COMPLETIONS_KEPT, ENDED_MIN, KEPT_BUSY, TRIM_INTERVAL};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::labels::CloseReason;
 use crate::telemetry::record;
@@ -133,8 +133,8 @@ pub struct Worker<I: Io> {
     scheduler: Scheduler,
     /// Where the connection that is handling an event wants to wait for a step.
     step_wanted: Option<HandshakeQueue>,
-    /// Until when kept connections count as busy.
-    kept_busy_until: Time,
+    /// When bytes of a kept connection have moved last.
+    kept_at: Option<Time>,
     /// An established connection had an event in this turn.
     served_established: bool,
     /// What steps of handshakes take and have coming.
@@ -179,7 +179,7 @@ impl<I: Io> Worker<I> {
             expired: Vec::new(),
             scheduler,
             step_wanted: None,
-            kept_busy_until: now,
+            kept_at: None,
             served_established: false,
             pace: Pace::default(),
         }
@@ -352,7 +352,12 @@ impl<I: Io> Worker<I> {
 
     /// Whether kept connections have been heard of a moment ago.
     fn is_kept_busy(&self) -> bool {
-        self.now < self.kept_busy_until
+        self.have_kept_moved(KEPT_BUSY)
+    }
+
+    /// Whether bytes of a kept connection have moved within that time.
+    fn have_kept_moved(&self, within: Duration) -> bool {
+        self.kept_at.is_some_and(|at| self.now < at + within)
     }
 
     fn submit_operations(&mut self, slot: u32, generation: u32) {

@@ -100,10 +100,7 @@ fn thread(server: &Server, name: &str) -> Option<(u32, String)> {
 #[test]
 fn a_second_thread_does_them_and_goes_when_it_is_not_needed() {
     let mut server = server("");
-    shake_hands(server.address, "--tls 1.3");
-    assert_eq!(server.metrics().get(APART), 0.0, "nobody was there to go first");
     assert_eq!(thread(&server, "beside-0"), None);
-
     let asking = Asking::at(&server);
     for options in ["--tls 1.3", "--tls 1.2"] {
         shake_hands_apart(&server, options);
