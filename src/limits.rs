@@ -203,8 +203,8 @@ pub const KEPT_AFTER: Duration = Duration::from_millis(20);
 /// has more seldom events finds the worker idle, or waits for two or three steps instead of one.
 pub const KEPT_BUSY: Duration = Duration::from_millis(10);
 
-/// For so long behind bytes of a kept connection dear steps are done beside the worker: who asks ten
-/// times a second would else meet one in every second question.
+/// For so long behind bytes of a kept connection dear steps are done beside the worker: who asks
+/// ten times a second would else meet one in every second question.
 pub const KEPT_LATELY: Duration = Duration::from_secs(1);
 
 /// Workers, at most.
