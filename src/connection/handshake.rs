@@ -165,7 +165,7 @@ impl Handshake {
         if !is_resumed(common) {
             self.attempt.begins_anew();
         }
-        let asked_again = asks_again(common);
+        let asked_again = common.session.as_ref().is_some_and(|session| session.asks_again());
         let mut bytes = take(&mut self.pending);
         let (resumption, unix) = (cx.resumption, cx.unix);
         let opened =
@@ -175,11 +175,9 @@ impl Handshake {
             let stage = self.fail(failure.outcome(), common, cx);
             return (stage, Stepped::Done(HandshakeStep::Failed, key));
         }
-        let step = match (self.is_under_way, is_resumed(common)) {
-            (true, _) => HandshakeStep::Later,
-            (false, true) => HandshakeStep::Resumed,
-            (false, false) if asks_again(common) && !asked_again => HandshakeStep::Retry,
-            (false, false) => HandshakeStep::Full,
+        let step = match &common.session {
+            Some(session) if !self.is_under_way => session.answer(asked_again),
+            _ => HandshakeStep::Later,
         };
         self.is_under_way |= step != HandshakeStep::Retry;
         (self.after_step(common, cx), Stepped::Done(step, key))
@@ -305,10 +303,6 @@ fn begin_session(common: &mut Common) -> Result<(), Failure> {
 /// rustls has decided that the client's session goes on.
 fn is_resumed(common: &Common) -> bool {
     common.session.as_ref().is_some_and(|session| session.is_resumed())
-}
-
-fn asks_again(common: &Common) -> bool {
-    common.session.as_ref().is_some_and(|session| session.asks_again())
 }
 
 fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {

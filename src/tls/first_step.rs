@@ -85,9 +85,7 @@ impl FirstStep {
         plaintext.discard(pool);
         let step = match &result {
             Err(_) => HandshakeStep::Failed,
-            Ok(()) if self.session.is_resumed() => HandshakeStep::Resumed,
-            Ok(()) if self.session.asks_again() && !asked_again => HandshakeStep::Retry,
-            Ok(()) => HandshakeStep::Full,
+            Ok(()) => self.session.answer(asked_again),
         };
         let key = resolver::take_shown_key();
         Outcome::Done { result, records: records.drain(pool), step, key }

@@ -22,7 +22,7 @@ use crate::limits::{
     PARTIAL_BYTES_MAX, PARTIAL_HANDSHAKE_BYTES_MAX, RECORD_OVERHEAD_BYTES_MAX,
     RECORD_PAYLOAD_BYTES_MAX,
 };
-use crate::telemetry::labels::{Group, HandshakeOutcome, Suite, Version};
+use crate::telemetry::labels::{Group, HandshakeOutcome, HandshakeStep, Suite, Version};
 
 /// The server's end of one TLS session.
 pub struct Session {
@@ -354,6 +354,17 @@ impl Session {
                 tls.handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest)
             }
             Layer::Lean(_) | Layer::None => false,
+        }
+    }
+
+    /// Which answer a `ClientHello` has got; `asked_again`: [`Session::asks_again`] before it came.
+    pub fn answer(&self, asked_again: bool) -> HandshakeStep {
+        if self.is_resumed() {
+            HandshakeStep::Resumed
+        } else if self.asks_again() && !asked_again {
+            HandshakeStep::Retry
+        } else {
+            HandshakeStep::Full
         }
     }
 

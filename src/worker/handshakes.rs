@@ -61,7 +61,8 @@ impl<I: Io> Worker<I> {
 
     /// Whether a step waits that may be done now, here or apart.
     pub(super) fn has_steps_to_do(&self) -> bool {
-        self.scheduler.has_work(self.here()) || self.scheduler.has_work(self.apart())
+        !self.scheduler.is_empty()
+            && (self.scheduler.has_work(self.here()) || self.scheduler.has_work(self.apart()))
     }
 
     /// When a step that is done apart has taken so long that others are not kept waiting for it;
