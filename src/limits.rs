@@ -92,6 +92,11 @@ pub const RECEIVE_BUFFERS_AT_FIRST: u16 = 8;
 pub const SEND_BUFFER_BYTES: usize =
     RECEIVE_BUFFER_BYTES + 16 * RECORD_OVERHEAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX;
 
+/// Bytes of a pooled send buffer for a direction in which nothing waits: most handshakes' records,
+/// requests and answers fit, and a thousand of them take little of the address space, whose pages
+/// the allocator keeps a record of.
+pub const SMALL_SEND_BUFFER_BYTES: usize = 8 * 1024;
+
 /// Bytes that a connection which ends may have to send and wait its turn with in memory of their
 /// own size: an alert, not what a server has answered last.
 pub const LAST_WORDS_BYTES_MAX: usize = 512;
@@ -118,9 +123,16 @@ pub const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 /// single one is enough for the next: each may be the last on its page.
 pub const ENDED_MIN: u32 = 64;
 
-/// Completions of one turn, and operations that wait for one, for which a worker keeps memory when
-/// nobody has needed more for [`TRIM_INTERVAL`]: 8 KiB each.
-pub const COMPLETIONS_KEPT: usize = 128;
+/// Pages of a table of slots (`sys/slots.rs`) that go back to the kernel in one turn, at most: with
+/// 4 KiB each 8 MiB, which takes it half a millisecond.
+pub const SLOT_PAGES_PER_TRIM: usize = 2048;
+
+/// Pages of such a table without a slot in use that are no reason to look after memory.
+pub const SLOT_PAGES_KEPT: usize = 4;
+
+/// What a turn's completions, and what waits in a queue for another turn, may have memory for that
+/// is no reason to look after it: 128 each, 8 KiB at most.
+pub const WAITING_KEPT: usize = 128;
 
 /// Of so many connections that end one is asked, by a system call, which CPU its packets come to.
 pub const CPU_SAMPLE_CONNECTIONS: u32 = 16;

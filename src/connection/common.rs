@@ -52,7 +52,7 @@ pub struct Common {
     /// TLS records, server to client.
     pub outbound: Queue,
     /// The TLS session, from the complete `ClientHello` on.
-    pub session: Option<Box<Session>>,
+    pub session: Option<Session>,
     /// What will be told at the end.
     pub story: Story,
     in_flight: InFlight,
@@ -309,7 +309,7 @@ impl Common {
     /// What broke the session; its alert is in `outbound`.
     pub fn take_back(
         &mut self,
-        session: Box<Session>,
+        session: Session,
         records: &[u8],
         result: Result<(), Failure>,
         cx: &mut Context<'_>,
@@ -524,7 +524,7 @@ impl Common {
             assert!(self.inbound.is_resting() && self.outbound.is_resting(), "a buffer at rest");
             // One that ends has no session any more.
             let session = self.session.as_ref();
-            assert!(session.is_none_or(|session| session.is_resting()), "a cipher at rest");
+            assert!(session.is_none_or(Session::is_resting), "a cipher at rest");
         }
         // The high-water mark, what one receive can add to it, and TLS's own records.
         let bound = QUEUE_HIGH_WATER_BYTES
@@ -534,7 +534,7 @@ impl Common {
         // A server whose bytes come one by one gets a record for each.
         let overhead = RECEIVE_BUFFER_BYTES * RECORD_OVERHEAD_BYTES_MAX;
         assert!(self.outbound.pending() <= bound + overhead, "outbound grows without bound");
-        let partial = self.session.as_ref().map_or(0, |session| session.partial_bytes());
+        let partial = self.session.as_ref().map_or(0, Session::partial_bytes);
         assert!(
             partial <= PARTIAL_HANDSHAKE_BYTES_MAX,
             "an incomplete message grows without bound"

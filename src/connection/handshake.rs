@@ -165,7 +165,7 @@ impl Handshake {
         if !is_resumed(common) {
             self.attempt.begins_anew();
         }
-        let asked_again = common.session.as_ref().is_some_and(|session| session.asks_again());
+        let asked_again = common.session.as_ref().is_some_and(Session::asks_again);
         let mut bytes = take(&mut self.pending);
         let (resumption, unix) = (cx.resumption, cx.unix);
         let opened =
@@ -243,7 +243,7 @@ impl Handshake {
     }
 
     fn after_step(self: Box<Self>, common: &mut Common, cx: &mut Context<'_>) -> Stage {
-        let established = common.session.as_ref().is_some_and(|session| session.is_established());
+        let established = common.session.as_ref().is_some_and(Session::is_established);
         if established {
             self.tell(common, cx);
             return established_now(common, cx);
@@ -296,18 +296,18 @@ fn begin_session(common: &mut Common) -> Result<(), Failure> {
     let internal = Failure::Handshake(HandshakeOutcome::InternalError);
     let terms = common.terms().ok_or(internal)?;
     let session = Session::new(Arc::clone(terms.config()))?;
-    common.session = Some(Box::new(session));
+    common.session = Some(session);
     Ok(())
 }
 
 /// rustls has decided that the client's session goes on.
 fn is_resumed(common: &Common) -> bool {
-    common.session.as_ref().is_some_and(|session| session.is_resumed())
+    common.session.as_ref().is_some_and(Session::is_resumed)
 }
 
 fn established_now(common: &mut Common, cx: &mut Context<'_>) -> Stage {
     let story = &mut common.story;
-    if let Some(agreed) = common.session.as_mut().and_then(|session| session.take_agreed()) {
+    if let Some(agreed) = common.session.as_mut().and_then(Session::take_agreed) {
         story.version = agreed.version;
         story.suite = agreed.suite;
         story.group = agreed.group;

@@ -12,6 +12,7 @@
 
 use crate::io::Time;
 use crate::telemetry::labels::CloseReason;
+use crate::tls::session::Session;
 
 use super::common::Common;
 use super::context::Context;
@@ -19,7 +20,7 @@ use super::context::Context;
 impl Common {
     /// Whether bytes are kept that a peer has to take, or to complete.
     fn keeps_bytes(&self) -> bool {
-        let partial = self.session.as_ref().map_or(0, |session| session.partial_bytes());
+        let partial = self.session.as_ref().map_or(0, Session::partial_bytes);
         partial > 0 || !self.inbound.is_empty() || !self.outbound.is_empty()
     }
 
@@ -68,7 +69,7 @@ impl Common {
     /// Whether the client has not completed a record, and had the time. While something waits for
     /// the server we may not have read what the client has sent.
     fn is_record_overdue(&self) -> bool {
-        let overdue = self.session.as_ref().is_some_and(|session| session.is_record_overdue());
+        let overdue = self.session.as_ref().is_some_and(Session::is_record_overdue);
         overdue && !self.inbound.has_waited()
     }
 

@@ -130,23 +130,24 @@ impl Story {
     }
 
     /// The access-log record of a story that has ended.
-    pub fn into_record(self, worker: u16, reason: CloseReason) -> Record {
+    pub fn take_record(&mut self, worker: u16, reason: CloseReason) -> Record {
         let [client_hello_nanos, handshake_nanos, queue_nanos, connect_nanos] =
             self.spans.map(|micros| u64::from(micros) * 1000);
+        let client_certificate = self.client_certificate.take();
         let total_nanos = u64::try_from(self.total().as_nanos()).unwrap_or(u64::MAX);
         Record {
             worker,
             listener: self.listener,
             client: self.client,
-            server_name: self.server_name,
-            alpn: self.alpn,
+            server_name: self.server_name.take(),
+            alpn: self.alpn.take(),
             handshake: self.handshake.unwrap_or(HandshakeOutcome::InternalError),
             version: self.version,
             suite: self.suite,
             group: self.group,
             resumption: self.resumption,
-            client_verified: self.client_certificate.is_some(),
-            client_name: self.client_certificate.and_then(|certificate| certificate.name),
+            client_verified: client_certificate.is_some(),
+            client_name: client_certificate.and_then(|certificate| certificate.name),
             backend: self.backend,
             server: self.server,
             reason,

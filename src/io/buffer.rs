@@ -1,6 +1,6 @@
 //! A pooled send buffer: bytes are appended at its end and leave from its front.
 
-use crate::limits::{LAST_WORDS_BYTES_MAX, SEND_BUFFER_BYTES};
+use crate::limits::{LAST_WORDS_BYTES_MAX, SEND_BUFFER_BYTES, SMALL_SEND_BUFFER_BYTES};
 
 /// A fixed-size buffer with a filled part, of which a prefix has been sent. A handle of one word:
 /// there is room for two in each slot.
@@ -15,9 +15,9 @@ struct Contents {
 }
 
 impl Buffer {
-    /// A new buffer of [`SEND_BUFFER_BYTES`]; a worker takes one from its [`Pool`] instead.
-    pub fn allocate() -> Self {
-        let memory = vec![0; SEND_BUFFER_BYTES].into_boxed_slice();
+    /// A new buffer of so many bytes; a worker takes one from its [`Pool`] instead.
+    fn allocate(bytes: usize) -> Self {
+        let memory = vec![0; bytes].into_boxed_slice();
         Self(Box::new(Contents { memory, sent: 0, filled: 0, behind: Chain::default() }))
     }
 
@@ -74,7 +74,7 @@ impl Buffer {
     }
 
     fn is_shrunk(&self) -> bool {
-        self.0.memory.len() < SEND_BUFFER_BYTES
+        self.0.memory.len() < SMALL_SEND_BUFFER_BYTES
     }
 
     fn clear(&mut self) {
@@ -143,25 +143,56 @@ impl Chain {
     }
 }
 
-/// A worker's free send buffers, last returned first: the one most likely still in the cache.
+/// A worker's free send buffers, of [`SEND_BUFFER_BYTES`] and of [`SMALL_SEND_BUFFER_BYTES`].
 #[derive(Debug, Default)]
 pub struct Pool {
-    free: Vec<Buffer>,
+    large: Free,
+    small: Free,
     lent: usize,
-    /// Free buffers that nobody has needed since the last [`Pool::trim`].
+}
+
+/// Free buffers of one size, last returned first: the one most likely still in the cache.
+#[derive(Debug, Default)]
+struct Free {
+    buffers: Vec<Buffer>,
+    /// Of them, those that nobody has needed since the last [`Free::trim`].
     unused: usize,
 }
 
+impl Free {
+    fn take(&mut self) -> Option<Buffer> {
+        let buffer = self.buffers.pop();
+        self.unused = self.unused.min(self.buffers.len());
+        buffer
+    }
+
+    fn keep(&mut self, buffer: Buffer) {
+        if self.buffers.len() < Pool::KEPT_MAX {
+            self.buffers.push(buffer);
+        }
+    }
+
+    fn trim(&mut self) {
+        self.buffers.truncate(self.buffers.len().saturating_sub(self.unused));
+        self.buffers.shrink_to_fit();
+        self.unused = self.buffers.len();
+    }
+}
+
 impl Pool {
-    /// Free buffers kept; more are given back to the allocator, so that a storm's memory returns.
+    /// Free buffers kept of each size; more are given back to the allocator, so that a storm's
+    /// memory returns.
     pub const KEPT_MAX: usize = 256;
 
-    /// A free buffer, or a new one.
-    pub fn take(&mut self) -> Buffer {
+    /// A free buffer with room for `bytes`, or a new one.
+    pub fn take(&mut self, bytes: usize) -> Buffer {
         self.lent += 1;
-        let buffer = self.free.pop().unwrap_or_else(Buffer::allocate);
-        self.unused = self.unused.min(self.free.len());
-        buffer
+        let (free, bytes) = if bytes <= SMALL_SEND_BUFFER_BYTES {
+            (&mut self.small, SMALL_SEND_BUFFER_BYTES)
+        } else {
+            (&mut self.large, SEND_BUFFER_BYTES)
+        };
+        free.take().unwrap_or_else(|| Buffer::allocate(bytes))
     }
 
     /// Takes a buffer back.
@@ -186,21 +217,23 @@ impl Pool {
     }
 
     fn keep(&mut self, mut buffer: Buffer) {
-        if self.free.len() < Self::KEPT_MAX && !buffer.is_shrunk() {
-            buffer.clear();
-            self.free.push(buffer);
+        buffer.clear();
+        match buffer.0.memory.len() {
+            SEND_BUFFER_BYTES => self.large.keep(buffer),
+            SMALL_SEND_BUFFER_BYTES => self.small.keep(buffer),
+            _ => {}
         }
     }
 
     /// Whether anything is kept.
     pub fn is_large(&self) -> bool {
-        !self.free.is_empty()
+        !self.large.buffers.is_empty() || !self.small.buffers.is_empty()
     }
 
     /// Gives what nobody has needed since the last call back to the allocator.
     pub fn trim(&mut self) {
-        self.free.truncate(self.free.len().saturating_sub(self.unused));
-        self.unused = self.free.len();
+        self.large.trim();
+        self.small.trim();
     }
 
     /// Buffers lent and not yet returned.
@@ -238,21 +271,22 @@ mod tests {
         let mut pool = Pool::default();
         let mut waiting: Vec<_> = (0..1000)
             .map(|_| {
-                let mut buffer = pool.take();
+                let mut buffer = pool.take(15);
                 buffer.append(b"lost!last words");
                 buffer.advance(5);
                 pool.shrink(buffer)
             })
             .collect();
-        assert_eq!((pool.lent(), pool.free.len()), (1000, 1), "one was enough for all");
+        let free = |pool: &Pool| (pool.small.buffers.len(), pool.large.buffers.len());
+        assert_eq!((pool.lent(), free(&pool)), (1000, (1, 0)), "one was enough for all");
         for buffer in &mut waiting {
             assert_eq!(buffer.unsent(), b"last words");
             assert!(buffer.spare().is_empty());
         }
         waiting.drain(..).for_each(|buffer| pool.give(buffer));
-        assert_eq!((pool.lent(), pool.free.len()), (0, 1), "only whole ones are kept");
+        assert_eq!((pool.lent(), free(&pool)), (0, (1, 0)), "only whole ones are kept");
 
-        let mut full = pool.take();
+        let mut full = pool.take(SEND_BUFFER_BYTES);
         full.append(&[1; LAST_WORDS_BYTES_MAX + 1]);
         let kept = pool.shrink(full);
         assert!(!kept.is_shrunk(), "that much is not copied");
@@ -261,24 +295,41 @@ mod tests {
 
     #[test]
     fn a_pool_keeps_what_is_needed_again_and_again_and_nothing_else() {
+        for bytes in [1, SEND_BUFFER_BYTES] {
+            let mut pool = Pool::default();
+            let burst = |count: usize, pool: &mut Pool| {
+                let lent: Vec<_> = (0..count).map(|_| pool.take(bytes)).collect();
+                for buffer in lent {
+                    pool.give(buffer);
+                }
+            };
+            let free = |pool: &Pool| pool.small.buffers.len() + pool.large.buffers.len();
+            burst(100, &mut pool);
+            pool.trim();
+            for _ in 0..3 {
+                burst(60, &mut pool);
+                pool.trim();
+                assert_eq!(free(&pool), 60);
+            }
+            assert!(pool.is_large());
+            pool.trim();
+            assert!(!pool.is_large(), "{} are kept for nobody", free(&pool));
+            burst(Pool::KEPT_MAX + 9, &mut pool);
+            assert_eq!(free(&pool), Pool::KEPT_MAX);
+        }
+    }
+
+    #[test]
+    fn a_buffer_has_the_room_that_was_asked_for() {
         let mut pool = Pool::default();
-        let burst = |count: usize, pool: &mut Pool| {
-            let lent: Vec<_> = (0..count).map(|_| pool.take()).collect();
-            for buffer in lent {
+        for bytes in [0, 1, SMALL_SEND_BUFFER_BYTES, SMALL_SEND_BUFFER_BYTES + 1, SEND_BUFFER_BYTES]
+        {
+            // New, and again from what is kept.
+            for _ in 0..2 {
+                let mut buffer = pool.take(bytes);
+                assert!(buffer.spare().len() >= bytes, "{bytes}");
                 pool.give(buffer);
             }
-        };
-        burst(100, &mut pool);
-        pool.trim();
-        for _ in 0..3 {
-            burst(60, &mut pool);
-            pool.trim();
-            assert_eq!(pool.free.len(), 60);
         }
-        assert!(pool.is_large());
-        pool.trim();
-        assert!(!pool.is_large(), "{} are kept for nobody", pool.free.len());
-        burst(Pool::KEPT_MAX + 9, &mut pool);
-        assert_eq!(pool.free.len(), Pool::KEPT_MAX);
     }
 }

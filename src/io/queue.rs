@@ -2,6 +2,7 @@
 
 use crate::io::Buffer;
 use crate::io::buffer::{Chain, Pool};
+use crate::limits::SEND_BUFFER_BYTES;
 
 /// Pooled buffers in order, of which the first may be with the [`crate::io::Io`] right now.
 ///
@@ -58,6 +59,7 @@ impl Queue {
     /// After [`Queue::end`].
     pub fn append(&mut self, mut bytes: &[u8], pool: &mut Pool) {
         while !bytes.is_empty() {
+            self.make_room(1, bytes.len(), pool);
             let written = self.write(1, pool, |spare| {
                 let len = spare.len().min(bytes.len());
                 if let (Some(to), Some(from)) = (spare.get_mut(..len), bytes.get(..len)) {
@@ -75,7 +77,7 @@ impl Queue {
     /// When a buffer is being sent, and when `bytes` do not fit into one buffer.
     pub fn prepend(&mut self, bytes: &[u8], pool: &mut Pool) {
         assert!(self.sending_bytes == 0, "prepended behind bytes that are being sent");
-        let mut buffer = pool.take();
+        let mut buffer = pool.take(bytes.len());
         let appended = buffer.append(bytes);
         assert!(appended == bytes.len(), "prepended more than a buffer holds");
         self.waiting_bytes += count(appended);
@@ -93,9 +95,7 @@ impl Queue {
         fill: impl FnOnce(&mut [u8]) -> usize,
     ) -> usize {
         assert!(!self.ended, "written behind the end of a direction");
-        if self.waiting.back_mut().is_none_or(|last| last.spare().len() < room) {
-            self.waiting.push_back(pool.take());
-        }
+        self.make_room(room, room, pool);
         let Some(last) = self.waiting.back_mut() else {
             return 0;
         };
@@ -110,6 +110,15 @@ impl Queue {
             pool.give(empty);
         }
         written
+    }
+
+    /// Puts a buffer behind the others if the last has not at least `room` bytes, for `expected`
+    /// bytes. Where bytes wait more are likely to come, so that it gets a large one.
+    fn make_room(&mut self, room: usize, expected: usize, pool: &mut Pool) {
+        if self.waiting.back_mut().is_none_or(|last| last.spare().len() < room) {
+            let bytes = if self.is_empty() { expected } else { SEND_BUFFER_BYTES };
+            self.waiting.push_back(pool.take(bytes));
+        }
     }
 
     /// The next buffer to send; `None` when nothing waits or one is being sent.
@@ -193,7 +202,7 @@ fn count(bytes: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::SEND_BUFFER_BYTES;
+    use crate::limits::SMALL_SEND_BUFFER_BYTES;
 
     #[test]
     fn bytes_leave_in_order_whatever_the_socket_takes() {
@@ -227,6 +236,22 @@ mod tests {
         queue.append(b"bytes", &mut pool);
         assert_eq!(queue.write(SEND_BUFFER_BYTES, &mut pool, |_| 0), 0);
         assert_eq!((pool.lent(), queue.pending()), (1, 5));
+    }
+
+    #[test]
+    fn a_few_bytes_wait_in_a_small_buffer_and_those_behind_them_in_a_large_one() {
+        let mut pool = Pool::default();
+        let mut queue = Queue::default();
+        queue.append(&[1; SMALL_SEND_BUFFER_BYTES], &mut pool);
+        let mut sending = queue.take().unwrap();
+        assert!(sending.spare().is_empty());
+        queue.append(b"more", &mut pool);
+        queue.sent(sending, SMALL_SEND_BUFFER_BYTES, &mut pool);
+        assert_eq!(queue.take().unwrap().spare().len(), SEND_BUFFER_BYTES - 4);
+
+        let mut much = Queue::default();
+        much.append(&[1; SMALL_SEND_BUFFER_BYTES + 1], &mut pool);
+        assert_eq!(much.take().unwrap().unsent().len(), SMALL_SEND_BUFFER_BYTES + 1);
     }
 
     #[test]

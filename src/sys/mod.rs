@@ -20,6 +20,7 @@ pub mod mailbox;
 pub mod probe;
 mod receive;
 pub mod ring;
+pub mod slots;
 pub mod sock_diag;
 pub mod socket;
 pub mod start;

@@ -25,7 +25,6 @@ use crate::limits::{
     CPU_SAMPLE_CONNECTIONS, RECEIVE_BUFFER_BYTES, RECEIVE_PIECE_BYTES, RECORD_PAYLOAD_BYTES_MAX,
 };
 use crate::telemetry::counters::Counters;
-use crate::worker::paged::Paged;
 
 pub use features::Features;
 
@@ -34,6 +33,7 @@ use beside::Beside;
 use super::address::SocketAddress;
 use super::enter::RingFd;
 use super::receive::{self, GROUP, ReceiveBuffers};
+use super::slots::Slots;
 
 /// Entries of the submission queue; when it is full it is submitted early.
 pub const SUBMISSIONS: u32 = 4096;
@@ -41,7 +41,7 @@ pub const SUBMISSIONS: u32 = 4096;
 pub const COMPLETIONS: u32 = 32 * 1024;
 
 /// Boxes for addresses that are kept for what is to come.
-const SPARE_ADDRESSES_KEPT: usize = 64;
+const SPARE_ADDRESSES_KEPT: usize = 8;
 
 const ETIME: Errno = Errno(62);
 const EINTR: Errno = Errno(4);
@@ -91,7 +91,7 @@ pub struct Ring {
     enter: RingFd,
     listeners: Vec<OwnedFd>,
     receive: ReceiveBuffers,
-    slots: Paged<SlotMemory>,
+    slots: Slots<SlotMemory>,
     /// Boxes for addresses, kept for the next accept or connect.
     #[expect(clippy::vec_box, reason = "the kernel holds pointers into the boxes in use")]
     spare_addresses: Vec<Box<SocketAddress>>,
@@ -140,7 +140,7 @@ impl Ring {
             enter,
             listeners,
             receive,
-            slots: Paged::with_capacity(slots),
+            slots: Slots::reserve(slots),
             spare_addresses: Vec::new(),
             wake,
             wakes: Arc::new([]),
@@ -485,12 +485,16 @@ impl Io for Ring {
     }
 
     fn forget(&mut self, slot: u32) {
-        let memory = self.slots.remove(slot).unwrap_or_default();
-        debug_assert!(memory.is_empty(), "slot {slot} is freed while the kernel holds of it");
+        debug_assert!(
+            self.slots.get(slot).is_none_or(SlotMemory::is_empty),
+            "slot {slot} is freed while the kernel holds of it"
+        );
+        self.slots.clear(slot);
     }
 
     fn is_large(&self) -> bool {
         self.receive.is_large()
+            || self.slots.is_large()
             || self.beside.is_some()
             || self.spare_addresses.capacity() > SPARE_ADDRESSES_KEPT
     }
@@ -505,6 +509,7 @@ impl Io for Ring {
         self.spare_addresses.truncate(SPARE_ADDRESSES_KEPT);
         self.spare_addresses.shrink_to_fit();
         self.rest_beside();
+        self.slots.trim();
         super::allocator::flush_thread_cache();
     }
 

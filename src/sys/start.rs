@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix::sys::eventfd::EventFd;
 
 use crate::config::Steering;
+use crate::sys::allocator;
 use crate::sys::mailbox::Receiver;
 use crate::sys::probe::{is_no_memory, patiently};
 use crate::sys::ring::Ring;
@@ -104,6 +105,7 @@ pub fn client_ring(
     wake: &Arc<EventFd>,
 ) -> Result<Ring, StartError> {
     pin(cpu)?;
+    allocator::use_own_arena(cpu);
     own_descriptor_table(std::slice::from_ref(wake))?;
     let ring = || {
         Ring::new(slots, Vec::new(), Arc::clone(wake))
@@ -140,6 +142,7 @@ fn is_no_memory_for_a_ring(error: &StartError) -> bool {
 
 fn prepare(start: Start) -> Result<(Worker<Ring>, Vec<u32>), StartError> {
     pin(start.cpu)?;
+    allocator::use_own_arena(start.cpu);
     own_descriptor_table(&start.wakes)?;
     let (commands, wake) = start.mailbox.into_parts();
     let table = slots(start.connections, start.binds.len());

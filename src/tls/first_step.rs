@@ -17,7 +17,7 @@ use crate::telemetry::labels::{HandshakeOutcome, HandshakeQueue, HandshakeStep, 
 
 /// A session that is lent out, with all that a step of its handshake needs.
 pub struct FirstStep {
-    session: Box<Session>,
+    session: Session,
     attempt: Attempt,
     bytes: Vec<u8>,
     at: Moment,
@@ -42,7 +42,7 @@ enum Outcome {
 #[derive(Debug)]
 pub struct Returned {
     /// The session.
-    pub session: Box<Session>,
+    pub session: Session,
     /// What its client offers to resume.
     pub attempt: Attempt,
     /// Records for the client; its alert if the step failed.
@@ -66,7 +66,7 @@ pub struct Moment {
 
 impl FirstStep {
     /// `bytes` are to be shown to `session`.
-    pub fn new(session: Box<Session>, attempt: Attempt, bytes: Vec<u8>, at: Moment) -> Self {
+    pub fn new(session: Session, attempt: Attempt, bytes: Vec<u8>, at: Moment) -> Self {
         Self { session, attempt, bytes, at, outcome: Outcome::Open }
     }
 

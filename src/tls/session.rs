@@ -20,7 +20,7 @@ use crate::io::buffer::Pool;
 use crate::io::queue::Queue;
 use crate::limits::{
     PARTIAL_BYTES_MAX, PARTIAL_HANDSHAKE_BYTES_MAX, RECORD_OVERHEAD_BYTES_MAX,
-    RECORD_PAYLOAD_BYTES_MAX,
+    RECORD_PAYLOAD_BYTES_MAX, SEND_BUFFER_BYTES,
 };
 use crate::telemetry::labels::{Group, HandshakeOutcome, HandshakeStep, Suite, Version};
 
@@ -499,7 +499,7 @@ fn encode(sinks: &mut Sinks<'_>, mut encode: impl FnMut(&mut [u8]) -> Result<usi
     if sinks.records.ended() {
         // Our direction has ended with `close_notify`: nothing may follow it. rustls still wants
         // the record (an answer to a KeyUpdate, an alert) taken off its hands.
-        let mut nowhere = sinks.pool.take();
+        let mut nowhere = sinks.pool.take(SEND_BUFFER_BYTES);
         let _dropped = encode(nowhere.spare());
         sinks.pool.give(nowhere);
         return;

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use crate::io::{Completion, Errno, Io, Kind, Operation, Payload, Time, Token};
 use crate::limits::ACCEPTS_ARMED;
+use crate::sys::slots::Slots;
 use crate::telemetry::labels::Limit;
 
 use super::Worker;
 use super::outbox::Rank;
-use super::table::Entry;
 
 /// How long accept pauses when the kernel has no descriptor or memory for another client.
 pub const BACK_OFF: Duration = Duration::from_millis(100);
@@ -25,17 +25,39 @@ pub const BACK_OFF: Duration = Duration::from_millis(100);
 pub(super) struct Accepting {
     /// Connections open at a time.
     connections: u32,
-    /// Slots with an accept armed, by listening socket: few, however large the table is.
+    /// Slots with an accept in flight, by listening socket: few, however large the table is.
     armed: Vec<Vec<u32>>,
+    /// These accepts, by slot.
+    accepts: Slots<Accept>,
     /// The connection limit is reached, or too many handshakes wait.
     full: bool,
     /// Until when accept pauses after an error.
     paused_until: Option<Time>,
 }
 
+/// An accept in flight.
+#[derive(Debug)]
+struct Accept {
+    generation: u32,
+    listener: u32,
+    /// It has been cancelled, and still completes.
+    cancelled: bool,
+}
+
 impl Accepting {
     pub(super) fn new(connections: u32, binds: usize) -> Self {
-        Self { connections, armed: vec![Vec::new(); binds], full: false, paused_until: None }
+        Self {
+            connections,
+            armed: vec![Vec::new(); binds],
+            accepts: Slots::reserve(super::slots(connections, binds)),
+            full: false,
+            paused_until: None,
+        }
+    }
+
+    /// Accepts in flight.
+    pub(super) fn len(&self) -> u32 {
+        self.accepts.len()
     }
 
     pub(super) fn resumes_at(&self) -> Option<Time> {
@@ -47,10 +69,28 @@ impl Accepting {
         self.paused_until = None;
     }
 
-    fn ended(&mut self, listener: u32, slot: u32) {
-        if let Some(armed) = self.armed.get_mut(listener as usize) {
-            armed.retain(|other| *other != slot);
+    /// An accept has ended; the listening socket on which it was, if it was one of these.
+    fn ended(&mut self, token: Token) -> Option<u32> {
+        let accept = self.accepts.get(token.slot)?;
+        let listener = accept.listener;
+        if accept.generation != token.generation {
+            return None;
         }
+        self.accepts.clear(token.slot);
+        if let Some(armed) = self.armed.get_mut(listener as usize) {
+            armed.retain(|other| *other != token.slot);
+        }
+        Some(listener)
+    }
+
+    /// Whether it has memory to give back.
+    pub(super) fn is_large(&self) -> bool {
+        self.accepts.is_large()
+    }
+
+    /// Gives back the memory that nobody has needed since the last call.
+    pub(super) fn trim(&mut self) {
+        self.accepts.trim();
     }
 }
 
@@ -93,14 +133,17 @@ impl<I: Io> Worker<I> {
             return;
         };
         while let Some(armed) = self.accepting.armed.get_mut(listener) {
-            let room = self.table.open() + self.table.accepting() < self.accepting.connections;
+            let room =
+                self.table.open() + self.accepting.accepts.len() < self.accepting.connections;
             if armed.len() >= ACCEPTS_ARMED as usize || (!armed.is_empty() && !room) {
                 return;
             }
-            let Some((slot, generation)) = self.table.reserve(number) else {
+            let Some((slot, generation)) = self.table.reserve() else {
                 return;
             };
             armed.push(slot);
+            let accept = Accept { generation, listener: number, cancelled: false };
+            self.accepting.accepts.insert(slot, accept);
             let token = Token::new(slot, generation, Kind::Accept);
             self.submit(token, Operation::Accept { listener: number }, Rank::Beginning);
         }
@@ -110,13 +153,10 @@ impl<I: Io> Worker<I> {
     pub(super) fn cancel_accepts(&mut self) {
         let armed = std::mem::take(&mut self.accepting.armed);
         for slot in armed.iter().flatten() {
-            let Some(generation) = self.table.generation(*slot) else {
-                continue;
-            };
-            let token = Token::new(*slot, generation, Kind::CancelAccept);
-            if let Some(Entry::Accepting { cancelled, .. }) = self.table.entry(token)
-                && !std::mem::replace(cancelled, true)
+            if let Some(accept) = self.accepting.accepts.get_mut(*slot)
+                && !std::mem::replace(&mut accept.cancelled, true)
             {
+                let token = Token::new(*slot, accept.generation, Kind::CancelAccept);
                 self.submit(token, Operation::Cancel { target: Kind::Accept }, Rank::Beginning);
             }
         }
@@ -125,19 +165,17 @@ impl<I: Io> Worker<I> {
 
     /// An accept has ended: with a client, or with a reason to pause.
     pub(super) fn on_accept(&mut self, completion: &Completion) {
-        let Some(Entry::Accepting { listener, .. }) = self.table.entry(completion.token) else {
+        let Some(listener) = self.accepting.ended(completion.token) else {
             self.counters.stale_completions.add(1);
             return;
         };
-        let listener = *listener;
-        self.accepting.ended(listener, completion.token.slot);
         match (&completion.result, &completion.payload) {
             (Ok(_), Payload::Peer(client)) => self.welcome(completion.token, listener, *client),
             (Err(Errno::CANCELED | Errno::CONNECTION_ABORTED), _) => {
-                self.release(completion.token.slot);
+                self.nobody_comes(completion.token.slot);
             }
             (result, _) => {
-                self.release(completion.token.slot);
+                self.nobody_comes(completion.token.slot);
                 if result.is_err_and(Errno::is_exhaustion) {
                     if self.counters.accept_paused.get() == 0 {
                         self.counters.limits.of(Limit::KernelFiles).add(1);
@@ -150,5 +188,10 @@ impl<I: Io> Worker<I> {
                 }
             }
         }
+    }
+
+    fn nobody_comes(&mut self, slot: u32) {
+        self.io.forget(slot);
+        self.table.give_back(slot);
     }
 }

@@ -15,7 +15,6 @@ use crate::telemetry::labels::{CloseReason, HandshakeOutcome, Limit};
 
 use super::Worker;
 use super::scheduler::Waiting;
-use super::table::Entry;
 
 /// The context of one event of a connection, made of the worker's disjoint parts.
 macro_rules! context {
@@ -68,7 +67,7 @@ impl<I: Io> Worker<I> {
                 Connection::refused(common, refusal.outcome(), how, &mut cx)
             }
         };
-        self.table.occupy(token.slot, Box::new(connection));
+        self.table.occupy(token.slot, token.generation, connection);
         self.after_event(token.slot, token.generation);
     }
 
@@ -182,19 +181,20 @@ impl<I: Io> Worker<I> {
     }
 
     /// Frees a slot, with all that is kept for it.
-    pub(super) fn release(&mut self, slot: u32) -> Entry {
+    fn release(&mut self, slot: u32) {
         self.timers.forget(slot);
         self.io.forget(slot);
-        self.table.release(slot)
+        self.table.release(slot);
     }
 
     fn free(&mut self, slot: u32, generation: u32, reason: CloseReason) {
-        let Entry::Open(connection) = self.release(slot) else {
+        let Some(connection) = self.table.connection(slot, generation) else {
             return;
         };
-        self.ended = self.ended.saturating_add(1);
         let mut cx = context!(self, slot, generation);
-        let record = connection.free(self.index, reason, &mut cx);
+        let record = connection.end(self.index, reason, &mut cx);
+        self.release(slot);
+        self.ended = self.ended.saturating_add(1);
         if let Some(records) = &mut self.records
             && records.push(Box::new(record)).is_err()
         {

@@ -7,7 +7,6 @@ pub mod command;
 pub mod dispatch;
 mod handshakes;
 pub mod outbox;
-pub mod paged;
 mod permits;
 pub mod scheduler;
 pub mod snapshot;
@@ -24,7 +23,7 @@ use crate::backend::balance::RoundRobin;
 use crate::backend::permits::Permits;
 use crate::io::buffer::Pool;
 use crate::io::{Completion, Io, Kind, Operation, Time, Token};
-use crate::limits::{ACCEPTS_ARMED, COMPLETIONS_KEPT, ENDED_MIN, KEPT_BUSY, TRIM_INTERVAL};
+use crate::limits::{ACCEPTS_ARMED, ENDED_MIN, KEPT_BUSY, TRIM_INTERVAL, WAITING_KEPT};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::labels::CloseReason;
 use crate::telemetry::record;
@@ -40,7 +39,7 @@ use outbox::{Outbox, Rank};
 use scheduler::Scheduler;
 use snapshot::{Local, Snapshot};
 use sources::Sources;
-use table::{Entry, Table};
+use table::Table;
 use timers::Timers;
 
 /// A listening socket to be made.
@@ -220,7 +219,7 @@ impl<I: Io> Worker<I> {
         self.counters.busy_nanos.add(busy);
         self.counters.longest_turn_nanos.raise_to(busy);
 
-        let idle = self.table.open() == 0 && self.table.accepting() == 0 && !self.awaits_permits();
+        let idle = self.table.open() == 0 && self.accepting.len() == 0 && !self.awaits_permits();
         if self.drain_until.is_some() && idle { Progress::Ended } else { Progress::Running }
     }
 
@@ -241,15 +240,13 @@ impl<I: Io> Worker<I> {
     pub fn check_invariants(&self) {
         let mut open = 0;
         let (mut counted, mut handshakes) = (0, 0);
-        for (_, _, entry) in self.table.iter() {
-            if let Entry::Open(connection) = entry {
-                connection.check_invariants();
-                assert!(connection.done().is_none(), "a done connection keeps its slot");
-                open += 1;
-                let is_counted = connection.source().is_some();
-                counted += u64::from(is_counted);
-                handshakes += u64::from(is_counted && connection.shakes_hands());
-            }
+        for (_, _, connection) in self.table.iter() {
+            connection.check_invariants();
+            assert!(connection.done().is_none(), "a done connection keeps its slot");
+            open += 1;
+            let is_counted = connection.source().is_some();
+            counted += u64::from(is_counted);
+            handshakes += u64::from(is_counted && connection.shakes_hands());
         }
         let totals = self.sources.totals();
         assert!(totals.0 >= counted && totals.1 >= handshakes, "{totals:?} of all workers");
@@ -274,9 +271,13 @@ impl<I: Io> Worker<I> {
     fn trim(&mut self) {
         if self.trims_at.is_some_and(|at| at <= self.now) {
             self.pool.trim();
+            self.table.trim();
+            self.accepting.trim();
+            self.timers.trim();
             self.io.trim();
             self.outbox.trim();
-            self.completions.shrink_to(COMPLETIONS_KEPT);
+            self.scheduler.trim();
+            self.completions.shrink_to_fit();
             self.trims_at = None;
             self.cleans_up = self.ended > 0;
             self.ended = 0;
@@ -284,9 +285,13 @@ impl<I: Io> Worker<I> {
         let is_large = self.ended >= ENDED_MIN
             || (self.cleans_up && self.ended > 0)
             || self.pool.is_large()
+            || self.table.is_large()
+            || self.accepting.is_large()
+            || self.timers.is_large()
             || self.io.is_large()
             || self.outbox.is_large()
-            || self.completions.capacity() > COMPLETIONS_KEPT;
+            || self.scheduler.is_large()
+            || self.completions.capacity() > WAITING_KEPT;
         if self.trims_at.is_none() && is_large {
             self.trims_at = Some(self.now + TRIM_INTERVAL);
         }
@@ -329,18 +334,14 @@ impl<I: Io> Worker<I> {
         let Some(until) = self.drain_until else {
             return;
         };
-        if self.table.accepting() == 0 {
+        if self.accepting.len() == 0 {
             self.io.stop_listening();
         }
         if self.now < until {
             return;
         }
-        let open: Vec<(u32, u32)> = self
-            .table
-            .iter()
-            .filter(|(_, _, entry)| matches!(entry, Entry::Open(_)))
-            .map(|(slot, generation, _)| (slot, generation))
-            .collect();
+        let open: Vec<(u32, u32)> =
+            self.table.iter().map(|(slot, generation, _)| (slot, generation)).collect();
         for (slot, generation) in open {
             self.with_connection(slot, generation, |connection, cx| {
                 connection.abort(CloseReason::DrainTimeout, cx);

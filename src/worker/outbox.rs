@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 
 use crate::io::{Io, Operation, Token};
 use crate::limits::{
-    BEGINNING_PER_TURN, COMPLETIONS_KEPT, ENDING_PER_TURN, ENDING_PER_TURN_BUSY,
-    STREAM_RECEIVES_PER_TURN,
+    BEGINNING_PER_TURN, ENDING_PER_TURN, ENDING_PER_TURN_BUSY, STREAM_RECEIVES_PER_TURN,
+    WAITING_KEPT,
 };
 use crate::telemetry::labels::GivingWay;
 
@@ -126,15 +126,17 @@ impl Outbox {
 
     /// Whether [`Outbox::trim`] may have something to give back.
     pub fn is_large(&self) -> bool {
-        let Self { streams, beginning, ending, .. } = self;
-        [streams, beginning, ending].iter().any(|queue| queue.capacity() > COMPLETIONS_KEPT)
+        let Self { now, streams, beginning, ending } = self;
+        now.capacity() > WAITING_KEPT
+            || [streams, beginning, ending].iter().any(|queue| queue.capacity() > WAITING_KEPT)
     }
 
     /// Gives back the memory that a burst has needed.
     pub fn trim(&mut self) {
-        let Self { streams, beginning, ending, .. } = self;
+        let Self { now, streams, beginning, ending } = self;
+        now.shrink_to_fit();
         for queue in [streams, beginning, ending] {
-            queue.shrink_to(COMPLETIONS_KEPT);
+            queue.shrink_to_fit();
         }
     }
 }

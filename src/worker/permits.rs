@@ -8,7 +8,6 @@ use crate::io::{Io, Kind, Operation, Token};
 
 use super::Worker;
 use super::snapshot::Snapshot;
-use super::table::Entry;
 
 /// The permits of a configuration's backends; most have none.
 pub(super) fn of(snapshot: &Snapshot) -> Vec<Arc<Permits>> {
@@ -65,10 +64,6 @@ impl<I: Io> Worker<I> {
 
     /// Connections that hold a permit, by backend and server; for tests.
     pub fn permits_held(&self) -> Vec<(u16, u16)> {
-        let connections = self.table.iter().filter_map(|(_, _, entry)| match entry {
-            Entry::Open(connection) => connection.permit(),
-            _ => None,
-        });
-        connections.collect()
+        self.table.iter().filter_map(|(_, _, connection)| connection.permit()).collect()
     }
 }

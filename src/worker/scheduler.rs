@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::io::Time;
+use crate::limits::WAITING_KEPT;
 use crate::telemetry::labels::{HandshakeQueue, Label};
 
 /// Steps of resuming clients after which a new one gets its turn, if one waits: those who come back
@@ -148,6 +149,19 @@ impl Scheduler {
     /// Fewer than three quarters of those that may wait do.
     pub fn has_room(&self) -> bool {
         self.len() < self.max_pending.div_ceil(4) * 3
+    }
+
+    /// Whether [`Scheduler::trim`] may have something to give back.
+    pub fn is_large(&self) -> bool {
+        let queues = [&self.under_way, &self.resuming.0, &self.new.0];
+        queues.iter().any(|queue| queue.capacity() > WAITING_KEPT)
+    }
+
+    /// Gives back the memory that a burst has needed.
+    pub fn trim(&mut self) {
+        for queue in [&mut self.under_way, &mut self.resuming.0, &mut self.new.0] {
+            queue.shrink_to_fit();
+        }
     }
 
     /// Whether something waits in queues that are `wanted`.

@@ -1,30 +1,13 @@
 //! The fixed table of connections: slot and generation, so that a stale completion is dropped.
 
-use super::paged::Paged;
 use crate::connection::Connection;
 use crate::io::Token;
+use crate::sys::slots::Slots;
 
-/// What a slot is used for.
-#[derive(Debug, Default)]
-pub enum Entry {
-    /// Nothing.
-    #[default]
-    Free,
-    /// An accept is in flight for it.
-    Accepting {
-        /// On which listening socket.
-        listener: u32,
-        /// It has been cancelled, and still completes.
-        cancelled: bool,
-    },
-    /// A connection.
-    Open(Box<Connection>),
-}
-
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Slot {
     generation: u32,
-    entry: Entry,
+    connection: Connection,
 }
 
 /// Slots that were used and are free: one bit each. The lowest is taken first, so that what is open
@@ -68,10 +51,10 @@ fn set_bit(words: &mut Vec<u64>, bit: u32) {
     }
 }
 
-/// Slots by number; their memory follows how many are in use.
+/// Connections by slot; their memory follows how many there are.
 #[derive(Debug)]
 pub struct Table {
-    slots: Paged<Slot>,
+    slots: Slots<Slot>,
     free: FreeSlots,
     /// Slots that have been used: the next one that nobody has had yet.
     touched: u32,
@@ -80,20 +63,18 @@ pub struct Table {
     generation: u32,
     capacity: u32,
     open: u32,
-    accepting: u32,
 }
 
 impl Table {
     /// A table of `capacity` slots.
     pub fn new(capacity: u32) -> Self {
         Self {
-            slots: Paged::with_capacity(capacity),
+            slots: Slots::reserve(capacity),
             free: FreeSlots::default(),
             touched: 0,
             generation: 0,
             capacity,
             open: 0,
-            accepting: 0,
         }
     }
 
@@ -102,16 +83,9 @@ impl Table {
         self.open
     }
 
-    /// Slots with an accept in flight.
-    pub fn accepting(&self) -> u32 {
-        self.accepting
-    }
-
-    /// Reserves a slot for an accept; `None` when every slot is taken.
-    ///
-    /// # Panics
-    /// When a slot on the free list is in use: a defect of the table.
-    pub fn reserve(&mut self, listener: u32) -> Option<(u32, u32)> {
+    /// Reserves a slot, with a generation, for who is to come; it takes no memory until then.
+    /// `None` when every slot is taken.
+    pub fn reserve(&mut self) -> Option<(u32, u32)> {
         let slot = match self.free.take() {
             Some(slot) => slot,
             None if self.touched < self.capacity => {
@@ -121,67 +95,54 @@ impl Table {
             None => return None,
         };
         self.generation = (self.generation + 1) % Token::GENERATIONS;
-        let entry = self.slots.entry(slot);
-        assert!(matches!(entry.entry, Entry::Free), "a free slot is in use");
-        entry.generation = self.generation;
-        entry.entry = Entry::Accepting { listener, cancelled: false };
-        self.accepting += 1;
-        Some((slot, entry.generation))
+        Some((slot, self.generation))
     }
 
-    /// The entry that a token names; `None` when the token is stale.
-    pub fn entry(&mut self, token: Token) -> Option<&mut Entry> {
-        let slot = self.slots.get_mut(token.slot)?;
-        (slot.generation == token.generation).then_some(&mut slot.entry)
+    /// Nobody comes to a slot that was reserved.
+    pub fn give_back(&mut self, slot: u32) {
+        debug_assert!(self.slots.get(slot).is_none(), "somebody has come");
+        self.free.insert(slot);
     }
 
     /// The connection that a slot and generation name; `None` when they are stale.
     pub fn connection(&mut self, slot: u32, generation: u32) -> Option<&mut Connection> {
         let slot = self.slots.get_mut(slot)?;
-        match &mut slot.entry {
-            Entry::Open(connection) if slot.generation == generation => Some(connection),
-            _ => None,
-        }
+        (slot.generation == generation).then_some(&mut slot.connection)
     }
 
-    /// The generation of what has a slot now.
+    /// The generation of the connection that has a slot now.
     pub fn generation(&self, slot: u32) -> Option<u32> {
         self.slots.get(slot).map(|slot| slot.generation)
     }
 
-    /// The accept of a slot has succeeded.
-    ///
-    /// # Panics
-    /// When the slot was not accepting.
-    pub fn occupy(&mut self, slot: u32, connection: Box<Connection>) {
-        let Some(entry) = self.slots.get_mut(slot) else {
-            return;
-        };
-        assert!(matches!(entry.entry, Entry::Accepting { .. }), "a client without an accept");
-        entry.entry = Entry::Open(connection);
-        self.accepting -= 1;
+    /// Somebody has come to a slot that was reserved.
+    pub fn occupy(&mut self, slot: u32, generation: u32, connection: Connection) {
+        debug_assert!(self.slots.get(slot).is_none(), "a slot for two");
+        self.slots.insert(slot, Slot { generation, connection });
         self.open += 1;
     }
 
-    /// Frees a slot and returns what was in it.
-    ///
-    /// # Panics
-    /// When it was free.
-    pub fn release(&mut self, slot: u32) -> Entry {
-        let was = self.slots.remove(slot).map_or(Entry::Free, |slot| slot.entry);
-        match was {
-            Entry::Free => {}
-            Entry::Accepting { .. } => self.accepting -= 1,
-            Entry::Open(_) => self.open -= 1,
-        }
-        assert!(!matches!(was, Entry::Free), "a free slot is freed");
+    /// Drops the connection that has a slot, where it is, and frees the slot.
+    pub fn release(&mut self, slot: u32) {
+        debug_assert!(self.slots.get(slot).is_some(), "a free slot is freed");
+        self.slots.clear(slot);
         self.free.insert(slot);
-        was
+        self.open -= 1;
     }
 
-    /// Every slot in use, with its generation.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, u32, &Entry)> {
-        self.slots.iter().map(|(number, slot)| (number, slot.generation, &slot.entry))
+    /// Every connection, with its slot and generation.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u32, &Connection)> {
+        self.slots.iter().map(|(number, slot)| (number, slot.generation, &slot.connection))
+    }
+
+    /// Whether it has memory to give back.
+    pub fn is_large(&self) -> bool {
+        self.slots.is_large()
+    }
+
+    /// Gives back the memory that nobody has needed since the last call.
+    pub fn trim(&mut self) {
+        self.slots.trim();
     }
 }
 

@@ -12,8 +12,8 @@
 
 use std::time::Duration;
 
-use super::paged::Paged;
 use crate::io::Time;
+use crate::sys::slots::Slots;
 
 /// The wheel's resolution: an entry is handed out no earlier than its time, and one tick late at
 /// most, as long as [`Timers::expire`] is called when [`Timers::next`] says so.
@@ -42,7 +42,7 @@ pub struct Timers {
     /// Every entry due before this tick has been handed out.
     tick: u64,
     levels: [Level; LEVELS],
-    nodes: Paged<Node>,
+    nodes: Slots<Node>,
     len: usize,
 }
 
@@ -74,7 +74,7 @@ impl Timers {
         Self {
             tick: 0,
             levels: std::array::from_fn(|_| Level { occupied: 0, heads: [NONE; SLOTS] }),
-            nodes: Paged::with_capacity(slots),
+            nodes: Slots::reserve(slots),
             len: 0,
         }
     }
@@ -104,7 +104,17 @@ impl Timers {
     /// Asks for `slot` no more.
     pub fn forget(&mut self, slot: u32) {
         self.unlink(slot);
-        self.nodes.remove(slot);
+        self.nodes.clear(slot);
+    }
+
+    /// Whether it has memory to give back.
+    pub fn is_large(&self) -> bool {
+        self.nodes.is_large()
+    }
+
+    /// Gives back the memory that nobody has needed since the last call.
+    pub fn trim(&mut self) {
+        self.nodes.trim();
     }
 
     /// Appends to `out` what is due at `now`, in no particular order within a tick.

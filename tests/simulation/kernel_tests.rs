@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use portcullis::io::buffer::Pool;
 use portcullis::io::{
     Address, Buffer, Completion, Connect, Errno, Io, Kind, Operation, Payload, Side, Time, Token,
 };
@@ -76,7 +77,7 @@ fn recv(io: &mut SimIo) -> Result<Vec<u8>, Errno> {
 }
 
 fn buffer(len: usize) -> Buffer {
-    let mut buffer = Buffer::allocate();
+    let mut buffer = Pool::default().take(len);
     assert_eq!(buffer.append(&vec![7; len]), len);
     buffer
 }

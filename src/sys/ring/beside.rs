@@ -13,6 +13,7 @@ use crate::io::{Completion, Payload, Task, Token};
 use crate::limits::STEPS_BESIDE_MAX;
 
 use super::Ring;
+use crate::sys::allocator;
 use crate::sys::start::step_back;
 
 /// The worker's hold on it.
@@ -80,8 +81,14 @@ impl Beside {
             // Linux keeps 15 bytes (prctl(2)).
             name.replace("worker", "beside")
         });
+        let arena = allocator::arena();
         let thread = std::thread::Builder::new().name(name);
-        let thread = thread.spawn(move || serve(for_it, by_it, &wake))?;
+        let thread = thread.spawn(move || {
+            step_back();
+            // In another it could keep other cores' threads waiting for a lock that it holds.
+            allocator::use_arena(arena);
+            serve(for_it, by_it, &wake);
+        })?;
         let thread = thread.thread().clone();
         Ok(Self { orders: Some(orders), done, thread, out: 0, is_used: true })
     }
@@ -121,7 +128,6 @@ impl Drop for Beside {
 }
 
 fn serve(mut orders: rtrb::Consumer<Order>, mut done: rtrb::Producer<Order>, wake: &Arc<EventFd>) {
-    step_back();
     let mut pool = Pool::default();
     loop {
         match orders.pop() {

@@ -44,7 +44,7 @@ fn time_in_the_past_means_the_next_call() {
 
 #[test]
 fn one_call_does_bounded_work_and_the_next_goes_on() {
-    let mut timers = Timers::with_capacity(0);
+    let mut timers = Timers::with_capacity(u32::try_from(3 * TOUCHED_PER_CALL_MAX).unwrap());
     let entries = u32::try_from(3 * TOUCHED_PER_CALL_MAX).unwrap();
     for slot in 0..entries {
         timers.set(slot, Time(HOUR));
@@ -148,7 +148,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #[test]
     fn agrees_with_a_sorted_map(steps in proptest::collection::vec(step(), 1..200)) {
-        let mut timers = Timers::with_capacity(0);
+        let mut timers = Timers::with_capacity(200);
         let mut model: BTreeMap<u32, u64> = BTreeMap::new();
         let mut now = Time(0);
         let mut out = Vec::new();
