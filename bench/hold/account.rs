@@ -9,7 +9,7 @@ pub(crate) struct Account<'a> {
     pub(crate) waves: u32,
     /// Of all waves.
     pub(crate) lost: u64,
-    /// Of the last wave.
+    /// Of the first wave.
     pub(crate) summary: &'a Value,
     /// Bytes before the first client, behind the first clients, and behind all.
     pub(crate) server: [u64; 3],
@@ -61,7 +61,7 @@ impl fmt::Display for Account<'_> {
         if self.waves > 1 {
             writeln!(
                 f,
-                "\nall of this was the last of {} waves; lost are those of all",
+                "\nall of this was the first of {} waves; lost are those of all",
                 self.waves
             )?;
         }

@@ -53,7 +53,7 @@ struct Options {
     /// How long the connections are held.
     #[arg(long, default_value = "5m")]
     duration: String,
-    /// How often so many come and go, one wave behind the other; the account is the last one's.
+    /// How often so many come and go, one wave behind the other; the account is the first one's.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     waves: u32,
     /// Also writes the account into its section of this file, which is `bench/RESULTS.md`.
@@ -120,9 +120,13 @@ fn run(mut options: Options) -> Result<bool> {
     let held = warm_up(&room, address).and_then(|()| {
         let warm = settled(server.id(), settle)?;
         let (mut lost, mut held) = (0, Value::Null);
-        for _ in 0..options.waves {
-            held = hold(&options, &room, address, server.id())?;
-            lost += account::lost(&held);
+        for wave in 0..options.waves {
+            let summary = hold(&options, &room, address, server.id())?;
+            lost += account::lost(&summary);
+            // Those to come find memory that the one before has not given back yet.
+            if wave == 0 {
+                held = summary;
+            }
         }
         Ok((warm, lost, held))
     });

@@ -201,32 +201,48 @@ fn on_first_byte_the_proxy_header_comes_first() {
     assert!(all.contains(&format!(" {port} ")) && all.ends_with("\r\nhello"), "{all}");
 }
 
-/// Full handshakes of clients that come, stay for a moment all together, and go.
-#[test]
-fn the_memory_of_a_storm_goes_back() {
+/// Full handshakes of clients that come, stay for a moment all together, and go, all but one of
+/// each `staying`; returns those who stay.
+fn storm(server: &Server, staying: usize) -> Vec<client::Tls> {
     const CLIENTS: usize = 4000;
-    let server = Setup::new(Backend::echo()).on_first_byte().start();
     let config = std::sync::Arc::new(client::config());
-    let storm = |clients| {
-        let connect = || client::try_connect(&config, server.address, NAME).unwrap();
-        let open: Vec<_> = std::iter::repeat_with(connect).take(clients).collect();
-        let bytes = server.process.resident_bytes();
-        drop(open);
-        server.wait_idle();
-        bytes
-    };
+    let connect = || client::try_connect(&config, server.address, NAME).unwrap();
     // What is made once and stays.
-    storm(20);
+    drop(std::iter::repeat_with(connect).take(20).collect::<Vec<_>>());
+    server.wait_idle();
     let before = server.process.resident_bytes();
-    let most = storm(CLIENTS);
+    let open: Vec<_> = std::iter::repeat_with(connect).take(CLIENTS).collect();
+    let most = server.process.resident_bytes();
     assert!(most > before + 600 * CLIENTS as u64, "{before} to {most}: that was no storm");
+    let (stay, go): (Vec<_>, Vec<_>) =
+        open.into_iter().enumerate().partition(|(number, _)| number % staying == staying / 2);
+    drop(go);
     let began = std::time::Instant::now();
     loop {
         let after = server.process.resident_bytes();
         if after <= before + (most - before) / 4 {
-            break;
+            return stay.into_iter().map(|(_, client)| client).collect();
         }
         assert!(began.elapsed() < STUCK, "{before} before, {most} in between, {after} after");
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+#[test]
+fn the_memory_of_a_storm_goes_back() {
+    let server = Setup::new(Backend::echo()).on_first_byte().start();
+    assert_eq!(storm(&server, usize::MAX).len(), 0);
+    server.wait_idle();
+}
+
+#[test]
+fn a_few_who_stay_do_not_hold_the_memory_of_those_who_go() {
+    let server = Setup::new(Backend::echo()).on_first_byte().start();
+    let mut stay = storm(&server, 100);
+    server.wait_metric(SILENT, 40.0);
+    for tls in &mut stay {
+        client::echo(tls, b"still here");
+    }
+    stay.into_iter().for_each(client::finish);
+    server.wait_idle();
 }
