@@ -44,8 +44,8 @@ pub struct Slots<T> {
 }
 
 impl<T> Slots<T> {
-    /// Nothing in use; for slots below `slots`, and takes no memory for them but 3 bits each at
-    /// most.
+    /// Nothing in use; for slots below `slots`, for which it takes nothing but addresses and a bit
+    /// or two each.
     ///
     /// # Panics
     /// Without so many free addresses the process ends, as it does without memory.
