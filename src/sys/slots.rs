@@ -57,7 +57,7 @@ impl<T> Slots<T> {
         let length = NonZeroUsize::new(bytes).unwrap_or(NonZeroUsize::MIN);
         // SAFETY: the kernel chooses the addresses, so that nothing else is there.
         let start = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, flags) };
-        let Ok(start) = start else { no_memory::<T>() };
+        let Ok(start) = start else { no_memory(bytes) };
         // A huge page would take the memory of thousands of slots for one. EINVAL: the kernel
         // has none.
         // SAFETY: this only says how the mapping, which is ours, is to get its memory.
@@ -190,7 +190,7 @@ impl<T> Slots<T> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: this allows what was not, in a mapping that is ours.
         if unsafe { mprotect(self.start.cast(), accessible, access) }.is_err() {
-            no_memory::<T>();
+            no_memory(accessible - self.accessible);
         }
         self.accessible = accessible;
     }
@@ -226,8 +226,9 @@ fn slots_of<T>(page: usize) -> RangeInclusive<usize> {
     first / size_of::<T>()..=(first + *PAGE_BYTES - 1) / size_of::<T>()
 }
 
-fn no_memory<T>() -> ! {
-    handle_alloc_error(Layout::new::<T>())
+/// Ends the process with a line that names the bytes.
+fn no_memory(bytes: usize) -> ! {
+    handle_alloc_error(Layout::from_size_align(bytes, 1).unwrap_or(Layout::new::<u8>()))
 }
 
 /// One bit for each number below a bound.

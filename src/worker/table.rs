@@ -62,7 +62,6 @@ pub struct Table {
     /// former may still be on its way.
     generation: u32,
     capacity: u32,
-    open: u32,
 }
 
 impl Table {
@@ -74,17 +73,19 @@ impl Table {
             touched: 0,
             generation: 0,
             capacity,
-            open: 0,
         }
     }
 
     /// Open connections.
     pub fn open(&self) -> u32 {
-        self.open
+        self.slots.len()
     }
 
     /// Reserves a slot, with a generation, for who is to come; it takes no memory until then.
     /// `None` when every slot is taken.
+    ///
+    /// # Panics
+    /// When a slot on the free list is in use: a defect of the table.
     pub fn reserve(&mut self) -> Option<(u32, u32)> {
         let slot = match self.free.take() {
             Some(slot) => slot,
@@ -94,13 +95,17 @@ impl Table {
             }
             None => return None,
         };
+        assert!(self.slots.get(slot).is_none(), "a free slot is in use");
         self.generation = (self.generation + 1) % Token::GENERATIONS;
         Some((slot, self.generation))
     }
 
     /// Nobody comes to a slot that was reserved.
+    ///
+    /// # Panics
+    /// When somebody has come.
     pub fn give_back(&mut self, slot: u32) {
-        debug_assert!(self.slots.get(slot).is_none(), "somebody has come");
+        assert!(self.slots.get(slot).is_none(), "somebody has come");
         self.free.insert(slot);
     }
 
@@ -116,18 +121,22 @@ impl Table {
     }
 
     /// Somebody has come to a slot that was reserved.
+    ///
+    /// # Panics
+    /// When somebody has come before.
     pub fn occupy(&mut self, slot: u32, generation: u32, connection: Connection) {
-        debug_assert!(self.slots.get(slot).is_none(), "a slot for two");
+        assert!(self.slots.get(slot).is_none(), "a slot for two");
         self.slots.insert(slot, Slot { generation, connection });
-        self.open += 1;
     }
 
     /// Drops the connection that has a slot, where it is, and frees the slot.
+    ///
+    /// # Panics
+    /// When it was free.
     pub fn release(&mut self, slot: u32) {
-        debug_assert!(self.slots.get(slot).is_some(), "a free slot is freed");
+        assert!(self.slots.get(slot).is_some(), "a free slot is freed");
         self.slots.clear(slot);
         self.free.insert(slot);
-        self.open -= 1;
     }
 
     /// Every connection, with its slot and generation.
